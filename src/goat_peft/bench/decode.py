@@ -1,0 +1,92 @@
+"""How long does one decoded token take? `python -m goat_peft.bench.decode --help`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import StaticCache
+
+from .measure import append_rows, environment, median_ms, peak_gib, reset_memory
+from .workloads import METHODS, SHAPES, apply_method, build_base
+
+_PROMPT, _ROOM = 128, 256
+
+
+def decoding_step(model: nn.Module, batch: int, device: str) -> Callable[[], None]:
+    """One forward of one token for each sequence, on a static cache that holds a prompt."""
+    vocabulary = model.config.vocab_size
+    cache = StaticCache(config=model.config, max_cache_len=_PROMPT + _ROOM)
+    prompt = torch.randint(0, vocabulary, (batch, _PROMPT), device=device)
+    token = torch.randint(0, vocabulary, (batch, 1), device=device)
+    position = torch.full((batch, 1), _PROMPT, device=device)
+    model(input_ids=prompt, past_key_values=cache, use_cache=True)
+
+    def step() -> None:
+        model(input_ids=token, past_key_values=cache, position_ids=position, use_cache=True)
+
+    return step
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as a CUDA graph; Raises `RuntimeError` if anything in it waits for the device."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+@torch.no_grad()
+def measure(args: argparse.Namespace, method: str, batch: int, graph: bool) -> dict[str, Any]:
+    """One row: milliseconds a token of one method at one batch size."""
+    torch.manual_seed(0)
+    reset_memory(args.device)
+    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
+    model = apply_method(method, build_base(args.shape, args.layers, dtype, args.device), args.rank, args.experts, args.top_k, 0.0).eval()
+    with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.autocast):
+        step = decoding_step(model, batch, args.device)
+        milliseconds = median_ms(captured(step) if graph else step, args.device, 5, 20 if method == "loop" else 50)
+    return {
+        "method": method, "shape": args.shape, "layers": args.layers, "batch": batch, "r": args.rank, "num_experts": args.experts,
+        "top_k": args.top_k, "cuda_graph": graph, "autocast": args.autocast, "token_ms": milliseconds, "peak_gib": peak_gib(args.device),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", default="llama-2-7b", choices=[name for name, config in SHAPES.items() if config.model_type == "llama"])
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--top-k", type=int, default=2)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--autocast", action="store_true")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/decode.json"))
+    args = parser.parse_args()
+    about = environment(args.device)
+    for graph in (False, True) if args.device == "cuda" else (False,):
+        for batch in map(int, args.batches.split(",")):
+            methods = [name for name in args.methods.split(",") if not (graph and name == "loop")]  # a loop over experts cannot be captured
+            rows = [measure(args, method, batch, graph) for method in methods]
+            lora = next((row["token_ms"] for row in rows if row["method"] == "lora"), None)
+            for row in rows:
+                row["over_lora"] = row["token_ms"] / lora if lora else None
+                kind = "graph" if graph else "eager"
+                print(f"{args.shape} batch {batch:<2} {kind} {row['method']:6} {row['token_ms']:8.3f} ms a token  {row['over_lora'] or 0:6.3f} x lora", flush=True)
+            append_rows(args.results, [row | about for row in rows])
+
+
+if __name__ == "__main__":
+    main()

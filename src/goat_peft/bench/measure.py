@@ -1,0 +1,81 @@
+"""Timing, and the rows that measurements leave behind."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("goat-peft", "torch", "transformers", "peft", "triton")
+
+
+def median_ms(step: Callable[[], Any], device: str, warmup: int, repeats: int) -> float:
+    """Median milliseconds of `step`, each repeat timed on its own and to its end on the device."""
+    for _ in range(warmup):
+        step()
+    times = []
+    for _ in range(repeats):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times)
+
+
+def reset_memory(device: str) -> None:
+    """Free what the last model left, and start counting the peak anew."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gib(device: str) -> float | None:
+    """Peak memory of the device since `reset_memory`, in GiB; None where the device does not count it."""
+    return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Device, versions, date and command of this run."""
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "-m", *_module_name(), *sys.argv[1:]]),
+    }
+
+
+def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add rows to a JSON list, atomically: a reader sees the old file or the new one."""
+    known = json.loads(path.read_text()) if path.exists() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".tmp") as file:
+        json.dump(known + rows, file, indent=1)
+    os.replace(file.name, path)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _module_name() -> list[str]:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return [spec.name] if spec is not None else sys.argv[:1]

@@ -1,0 +1,91 @@
+"""How long does a training step take, and how much memory? `python -m goat_peft.bench.train_step --help`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .measure import append_rows, environment, median_ms, peak_gib, reset_memory
+from .workloads import METHODS, SHAPES, apply_method, build_base
+
+
+def training_step(model: nn.Module, batch: int, length: int, device: str, autocast: bool) -> Callable[[], None]:
+    """Forward, backward and AdamW on one batch of random tokens; for the floor forward and backward to the embeddings."""
+    vocabulary = model.config.vocab_size
+    embeddings = model.get_input_embeddings().weight
+    ids = torch.randint(0, vocabulary, (batch, length), device=device)
+    labels = ids if model.config.model_type == "llama" else ids[:, 0] % 2
+    trained = [p for p in model.parameters() if p.requires_grad and p is not embeddings]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=device == "cuda") if trained else None
+
+    def step() -> None:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        embeddings.grad = None
+
+    return step
+
+
+def measure(args: argparse.Namespace, method: str, r: int, num_experts: int, batch: int, length: int) -> dict[str, Any]:
+    """One row: milliseconds and peak memory of one method on one workload."""
+    torch.manual_seed(0)
+    reset_memory(args.device)
+    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
+    model = apply_method(method, build_base(args.shape, args.layers, dtype, args.device), r, num_experts, args.top_k, args.dropout)
+    model.train()
+    runner = torch.compile(model, fullgraph=method != "loop", dynamic=None) if args.compile else model
+    step = training_step(runner, batch, length, args.device, autocast=args.device == "cuda")
+    milliseconds = median_ms(step, args.device, args.warmup, 3 if method == "loop" else args.repeats)
+    return {
+        "method": method, "shape": args.shape, "layers": args.layers, "batch": batch, "length": length, "r": r, "num_experts": num_experts,
+        "top_k": args.top_k, "dropout": args.dropout, "compiled": args.compile, "step_ms": milliseconds, "peak_gib": peak_gib(args.device),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", default="llama-2-7b", choices=list(SHAPES))
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--sizes", default="4x1024", help="batch x length, comma separated")
+    parser.add_argument("--ranks", default="32", help="total ranks, comma separated")
+    parser.add_argument("--experts", default="8", help="numbers of experts, comma separated")
+    parser.add_argument("--top-k", type=int, default=2)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/train_step.json"))
+    args = parser.parse_args()
+    about = environment(args.device)
+    for size in args.sizes.split(","):
+        batch, length = map(int, size.split("x"))
+        for r in map(int, args.ranks.split(",")):
+            for num_experts in map(int, args.experts.split(",")):
+                rows = [measure(args, method, r, num_experts, batch, length) for method in args.methods.split(",")]
+                floor = next((row["step_ms"] for row in rows if row["method"] == "floor"), None)
+                lora = next((row["step_ms"] for row in rows if row["method"] == "lora"), None)
+                for row in rows:
+                    row["over_floor"] = row["step_ms"] / floor if floor else None
+                    row["over_lora"] = row["step_ms"] / lora if lora else None
+                    memory = f"{row['peak_gib']:6.2f} GiB" if row["peak_gib"] is not None else ""
+                    print(
+                        f"{args.shape} {size:>9} r={r:<3} E={num_experts:<3} p={args.dropout} {'compiled ' if args.compile else ''}{row['method']:6}"
+                        f" {row['step_ms']:9.2f} ms  {row['over_floor'] or 0:6.3f} x floor  {row['over_lora'] or 0:6.3f} x lora  {memory}",
+                        flush=True,
+                    )
+                append_rows(args.results, [row | about for row in rows])
+
+
+if __name__ == "__main__":
+    main()

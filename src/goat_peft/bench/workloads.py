@@ -1,0 +1,79 @@
+"""Models of real shapes with random weights, and the methods measured on them."""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+from goat_peft import GoatConfig
+
+from .loop import add_loop_experts
+
+LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BERT_LINEARS = ("query", "key", "value", "dense")
+
+SHAPES = {
+    "llama-2-7b": LlamaConfig(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32, vocab_size=32000),
+    "llama-3-8b": LlamaConfig(hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256),
+    "smollm2-135m": LlamaConfig(
+        hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=30, vocab_size=49152
+    ),
+    "minilm-l6": BertConfig(hidden_size=384, intermediate_size=1536, num_attention_heads=12, num_hidden_layers=6, vocab_size=30522),
+}
+METHODS = ("floor", "lora", "loop", "goat")
+
+
+def build_base(shape: str, layers: int, dtype: torch.dtype, device: str) -> nn.Module:
+    """A frozen model of a named shape with random weights."""
+    config = SHAPES[shape]
+    config.num_hidden_layers = layers
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = BertForSequenceClassification(config) if isinstance(config, BertConfig) else LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    model.config.use_cache = False
+    return model.requires_grad_(False)
+
+
+def apply_method(method: str, base: nn.Module, r: int, num_experts: int, top_k: int, dropout: float) -> nn.Module:
+    """The base with a method's adapters on all its linears; 'floor' has none, and its embeddings ask for a gradient.
+
+    GOAT starts from random factors with a residual of the same shape: the time does not depend on the values.
+    """
+    names = BERT_LINEARS if isinstance(base, BertForSequenceClassification) else LLAMA_LINEARS
+    if method == "floor":
+        base.get_input_embeddings().weight.requires_grad_()  # no step is taken on it
+        return base
+    if method == "loop":
+        return add_loop_experts(base, names, r, num_experts, top_k)
+    targets = list(names)
+    if method == "lora":
+        return get_peft_model(base, LoraConfig(r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=targets, exclude_modules=["classifier", "pooler.dense"]))
+    config = GoatConfig(
+        r=r, num_experts=num_experts, top_k=top_k, lora_dropout=dropout, target_modules=targets, exclude_modules=["classifier", "pooler.dense"]
+    )
+    model = get_peft_model(base, config, low_cpu_mem_usage=True)
+    return _fill_experts(model)
+
+
+def _fill_experts(model: nn.Module) -> nn.Module:
+    from goat_peft.adapter import GoatLayer
+
+    for layer in model.modules():
+        if isinstance(layer, GoatLayer):
+            device = layer.get_base_layer().weight.device
+            for name in layer.adapter_layer_names:
+                tensors = getattr(layer, name)
+                like = tensors["default"]
+                tensors["default"] = nn.Parameter(torch.randn(like.shape, device=device) * 0.01)
+            for buffers in (layer.goat_residual_A, layer.goat_residual_B):
+                buffers["default"] = torch.randn(buffers["default"].shape, device=device) * 0.01
+            layer.goat_scale["default"] = layer.goat_scale["default"].to(device)
+            layer.goat_base_sample["default"] = layer.goat_base_sample["default"].to(device)
+            layer.pending.clear()
+    return model

@@ -1,0 +1,5 @@
+"""The command `goat`: one file per verb."""
+
+from .app import main
+
+__all__ = ["main"]

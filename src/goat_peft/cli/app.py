@@ -1,0 +1,39 @@
+"""Assembles the verbs, and turns the errors a user can mend into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+
+from ..errors import UserError
+from . import demo, evaluate, inspect, recipes, train
+from .output import complain
+
+app = typer.Typer(
+    name="goat",
+    help="Fine-tune with GOAT and compare it with LoRA and full fine-tuning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command(name="train", help=train.HELP)(train.train)
+app.command(name="eval", help=evaluate.HELP)(evaluate.evaluate)
+app.add_typer(recipes.app, name="recipes")
+app.command(name="inspect", help=inspect.HELP)(inspect.inspect)
+app.command(name="demo", help=demo.HELP)(demo.demo)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; exit 2 for an input that cannot work, 130 after Ctrl-C."""
+    # Notices between the libraries below us, which a user of the command can do nothing about.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl)\.")
+    try:
+        app(arguments, standalone_mode=True)
+    except UserError as error:
+        complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        sys.exit(130)

@@ -1,0 +1,47 @@
+"""Consoles of the command: results to standard output, complaints to standard error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..reporting.tables import percent
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Write each line of `text` to standard error as an error, unwrapped and without markup."""
+    for line in text.splitlines():
+        errors.print(f"error: {line}", markup=False, style="red")
+
+
+def say(text: str = "") -> None:
+    """Write a line to standard output as it is, unwrapped and without markup."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def score_table(title: str, metrics: dict[str, float], counts: dict[str, int]) -> Table:
+    """Build the table of an evaluation."""
+    table = Table("metric", "value", title=title, title_justify="left")
+    for name, value in metrics.items():
+        table.add_row(name.replace("_", " "), percent(value) + (" %" if name != "matthews" else " (x 100)"))
+    for name, number in counts.items():
+        table.add_row(name.replace("_", " "), str(number))
+    return table
+
+
+def final_scores(row: dict[str, Any]) -> str:
+    """One line of the closing row of a result: `test accuracy 76.4 %, test f1 76.0 %`."""
+    parts = []
+    for name, value in row.items():
+        if isinstance(value, float) and name.startswith(("test", "valid")):
+            parts.append(
+                f"{name.replace('_', ' ')} {percent(value)} %" if "matthews" not in name else f"{name} {value:.3f}"
+            )
+        elif isinstance(value, int) and name.endswith("failed_extractions"):
+            parts.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(parts)

@@ -1,0 +1,174 @@
+"""The torch path: all experts as one thin product, with a hand-written backward, on any device."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .call import Base, Experts, Gradients, Result, Saved, Settings
+
+
+def topk_weights(logits: Tensor, top_k: int) -> Tensor:
+    """Routing weights (tokens, E): softmax over each token's k largest logits, 0 elsewhere. Exactly k of them are active, ties included."""
+    if top_k == logits.shape[-1]:
+        return torch.softmax(logits, dim=-1)
+    values, experts = torch.topk(logits, top_k, dim=-1)
+    return torch.zeros_like(logits).scatter_(-1, experts, torch.softmax(values, dim=-1))
+
+
+def routing_statistics(logits: Tensor, weights: Tensor, token_mask: Tensor | None) -> Tensor:
+    """Statistics (1, 2 E + 2) of one call, a single block of tokens; see `routed_experts_reference`."""
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    probabilities = log_probabilities.exp()
+    entropy = -(probabilities * log_probabilities).sum(-1, keepdim=True)
+    rows = torch.cat([probabilities, (weights > 0).to(logits.dtype), entropy, torch.ones_like(entropy)], dim=-1)
+    return rows.sum(0, keepdim=True) if token_mask is None else token_mask.to(rows.dtype)[None] @ rows
+
+
+def dropout_mask(x: Tensor, dropout: float, seed: Tensor | None) -> Tensor | None:
+    """0 or `1 / (1 - dropout)` for each entry of x, the same for the same seed: the backward draws it again instead of keeping it."""
+    if seed is None:
+        return None
+    generator = torch.Generator(x.device)
+    generator.manual_seed(int(seed))  # this path is for devices where reading a number costs nothing, and for tests
+    kept = torch.empty_like(x).bernoulli_(1 - dropout, generator=generator)
+    return kept.div_(1 - dropout)
+
+
+def _stacked_A(experts: Experts, dtype: torch.dtype) -> Tensor:
+    """`[A; A0; router]`, the rows that one product with x serves; the router joins only where it loses no precision."""
+    rows = [experts.A] if experts.residual_A is None else [experts.A, experts.residual_A]
+    if dtype == experts.router.dtype:
+        rows.append(experts.router)
+    return torch.cat(rows).to(dtype)
+
+
+def _stacked_B(experts: Experts, dtype: torch.dtype) -> Tensor:
+    """`[B, B0]`."""
+    columns = [experts.B] if experts.residual_B is None else [experts.B, experts.residual_B]
+    return torch.cat(columns, dim=-1).to(dtype)
+
+
+def _expand(per_expert: Tensor, experts: Experts, dtype: torch.dtype) -> Tensor:
+    """(..., E) to (..., r): each expert's value for each of its d ranks."""
+    return per_expert.to(dtype).repeat_interleave(experts.rank, dim=-1)
+
+
+def forward(
+    x: Tensor, bases: list[Base] | None, members: list[Experts], settings: Settings, token_mask: Tensor | None, seed: Tensor | None
+) -> Result:
+    """Each member's output for tokens x (tokens, n), on top of its base's where `bases` are given.
+
+    Computes in x's dtype, the router in float32 at least.
+    """
+    kept = dropout_mask(x, settings.dropout, seed)
+    outputs, hidden, weights, logits, statistics = [], [], [], [], []
+    for index, experts in enumerate(members):
+        product, member_logits = _products(x, experts, kept)
+        member_weights = topk_weights(member_logits, settings.top_k)
+        if settings.collect:
+            statistics.append(routing_statistics(member_logits, member_weights, token_mask))
+        mixed = _mixed(product, member_weights, experts)
+        columns = _stacked_B(experts, x.dtype)
+        if bases is None:
+            outputs.append(F.linear(mixed, columns))
+        else:
+            outputs.append(F.linear(x, bases[index].weight, bases[index].bias).addmm_(mixed, columns.T))
+        hidden.append(product[:, : experts.A.shape[0]])
+        weights.append(member_weights)
+        logits.append(member_logits)
+    saved = Saved(torch.stack(hidden), torch.stack(weights), torch.stack(logits), [])
+    return Result(outputs, torch.stack(statistics) if settings.collect else None, saved)
+
+
+def _products(x: Tensor, experts: Experts, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`[A; A0] x`, A's part after dropout, and the router's logits."""
+    r, dtype = experts.A.shape[0], x.dtype
+    stacked = _stacked_A(experts, dtype)
+    if kept is None:
+        product = F.linear(x, stacked)
+    else:
+        product = torch.cat([F.linear(x * kept, stacked[:r]), F.linear(x, stacked[r:])], dim=-1)
+    if dtype == experts.router.dtype:
+        return product, product[:, -experts.num_experts :].to(torch.promote_types(dtype, torch.float32))
+    return product, F.linear(x.float(), experts.router.float())
+
+
+def _mixed(product: Tensor, weights: Tensor, experts: Experts) -> Tensor:
+    """What `[B, B0]` multiplies: `gate * A x`, and `-(s / E) A0 x` where there is a residual."""
+    r, dtype, scale = experts.A.shape[0], product.dtype, experts.scale.to(weights.dtype)
+    mixed = product[:, :r] * _expand(weights * scale, experts, dtype)
+    if experts.residual_A is None:
+        return mixed
+    return torch.cat([mixed, product[:, r : 2 * r] * _expand(-scale / experts.num_experts, experts, dtype)], dim=-1)
+
+
+def backward(
+    grads: list[Tensor],
+    grad_statistics: Tensor | None,
+    x: Tensor,
+    bases: list[Base] | None,
+    members: list[Experts],
+    saved: Saved,
+    settings: Settings,
+    token_mask: Tensor | None,
+    seed: Tensor | None,
+    needs_input_grad: bool,
+) -> Gradients:
+    """Gradients for `grads`, (tokens, m) for each output, and `grad_statistics` (N, 1, 2 E + 2), of which only the sums of p carry one."""
+    kept = dropout_mask(x, settings.dropout, seed)
+    dropped = x if kept is None else x * kept
+    found = Gradients(None, [], [], [])
+    grad_x, grad_dropped = None, None
+    for index, experts in enumerate(members):
+        r, grad = experts.A.shape[0], grads[index].to(x.dtype)
+        hidden, weights, logits = saved.hidden[index], saved.weights[index], saved.logits[index]
+        scale = experts.scale.to(weights.dtype)
+        gate = _expand(weights * scale, experts, x.dtype)
+        grad_mixed = grad @ _stacked_B(experts, x.dtype)
+        grad_gate = (grad_mixed[:, :r] * hidden).unflatten(-1, (experts.num_experts, experts.rank)).sum(-1).to(weights.dtype)
+        balance = None if grad_statistics is None else grad_statistics[index, 0]
+        grad_logits = _grad_logits(grad_gate * scale, weights, logits, balance, token_mask).to(x.dtype)
+        grad_hidden = grad_mixed[:, :r] * gate
+
+        found.A.append((grad_hidden.T @ dropped).to(experts.A.dtype))
+        found.B.append((grad.T @ (hidden * gate)).to(experts.B.dtype))
+        found.router.append((grad_logits.T @ x).to(experts.router.dtype))
+        if needs_input_grad:
+            thin, stacked = [grad_logits], [experts.router]
+            if experts.residual_A is not None:
+                thin.append(grad_mixed[:, r:] * _expand(-scale / experts.num_experts, experts, x.dtype))
+                stacked.append(experts.residual_A)
+            if kept is None:
+                thin.append(grad_hidden)
+                stacked.append(experts.A)
+            else:
+                added = grad_hidden @ experts.A.to(x.dtype)
+                grad_dropped = added if grad_dropped is None else grad_dropped.add_(added)
+            rows, factors = torch.cat(thin, dim=-1), torch.cat(stacked).to(x.dtype)
+            grad_x = rows @ factors if grad_x is None else grad_x.addmm_(rows, factors)
+            if bases is not None:
+                grad_x.addmm_(grad, bases[index].weight)
+    if grad_x is not None and grad_dropped is not None and kept is not None:
+        grad_x.addcmul_(grad_dropped, kept)
+    return Gradients(grad_x, found.A, found.B, found.router)
+
+
+def _grad_logits(grad_weights: Tensor, weights: Tensor, logits: Tensor, grad_statistics: Tensor | None, token_mask: Tensor | None) -> Tensor:
+    """Through the softmax over the chosen experts, and through the full softmax of the balance loss."""
+    grad = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
+    if grad_statistics is None:
+        return grad
+    probabilities = torch.softmax(logits, dim=-1)
+    grad_p = grad_statistics[: logits.shape[-1]]
+    balance = probabilities * (grad_p - (probabilities @ grad_p)[:, None])
+    return grad + (balance if token_mask is None else balance * token_mask[:, None].to(balance.dtype))
+
+
+def packed_shapes(members: list[Experts], dtype: torch.dtype) -> list[tuple[int, int]]:
+    """Shapes of `Saved.packed`: this path packs nothing."""
+    return []
+
+
+def blocks(tokens: int, experts: Experts) -> int:
+    """Into how many blocks of tokens the statistics are split."""
+    return 1

@@ -1,0 +1,56 @@
+"""Result files: where they lie in a run folder, and how they are written so that no half file is ever seen."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+RESULT = "result.json"
+RECIPE = "recipe.yaml"
+EXPERT_USAGE = "expert_usage.json"
+PREDICTIONS = "predictions.jsonl"
+CURVE_PICTURE = "curve.png"
+EXPERTS_PICTURE = "experts.png"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in one step: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not `tempfile`: its files are private to the user, and a result is as public as its folder.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON in one step; values JSON does not know are written as their text."""
+    write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def is_finished(run: Path) -> bool:
+    """Tell whether `run` holds the result of a run that ended well."""
+    path = run / RESULT
+    if not path.is_file():
+        return False
+    return read_json(path)["train_info"]["status"] == "success"
+
+
+def _plain(value: Any) -> Any:
+    """Turn sets into sorted lists and anything else JSON lacks into text."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return str(value)

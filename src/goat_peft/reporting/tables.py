@@ -1,0 +1,30 @@
+"""Figures of runs as rows of text, with intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scipy.stats import binomtest
+
+
+def final_row(result: dict[str, Any]) -> dict[str, Any]:
+    """The last row of a result's metrics: its final figures."""
+    return result["train_info"]["metrics"][-1]
+
+
+def interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson interval of a share: how far a figure from `total` examples may be off by their choice."""
+    found = binomtest(correct, total).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def percent(share: float) -> str:
+    """A share in per cent, one decimal."""
+    return f"{100 * share:.1f}"
+
+
+def count(number: int) -> str:
+    """A parameter count such as 22.7 M or 331 k."""
+    if number >= 1_000_000:
+        return f"{number / 1e6:.2f} M"
+    return f"{number / 1e3:.0f} k" if number >= 1000 else str(number)

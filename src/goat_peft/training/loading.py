@@ -1,0 +1,133 @@
+"""Models and tokenizers: the base that a recipe names, and what a run saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ..errors import UserError, first_line
+from ..recipes import ModelSettings, Recipe
+from ..recipes.schema import METHODS
+from ..tasks import Task, resolve_path
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def locate(settings: ModelSettings) -> str:
+    """Return what `from_pretrained` takes: a folder for a local or `package:` name, else the hub name as it is."""
+    if settings.name.startswith(("package:", ".", "/", "~")) or Path(settings.name).is_dir():
+        return str(resolve_path(settings.name, "model.name"))
+    return settings.name
+
+
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; one without a padding token pads with its end-of-text token."""
+    keys = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    tokenizer = _load(settings, "tokenizer", lambda path: AutoTokenizer.from_pretrained(path, **keys))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(settings: ModelSettings, task: Task, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """Load the base model with the task's head; the padding token of the tokenizer becomes the model's."""
+    keys = {
+        "dtype": settings.dtype,
+        "revision": settings.revision,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    model = _load(settings, "model", lambda path: task.load_model(path, keys))
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def load_trained(recipe: Recipe, run: Path, task: Task, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """Load what a run saved: its adapter on the recipe's base, or the whole model."""
+    if (run / "model").is_dir():
+        if METHODS[recipe.method.name].changes_modules:
+            return _load_rebuilt(recipe, run, task, tokenizer)
+        local = recipe.model.model_copy(update={"name": str((run / "model").resolve()), "revision": None})
+        check_weights(run / "model", "model.safetensors", sharded=True)
+        return load_base(local, task, tokenizer)
+    return load_adapter(load_base(recipe.model, task, tokenizer), run / "adapter")
+
+
+def _load_rebuilt(recipe: Recipe, run: Path, task: Task, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """Build the method's modules on the recipe's base again, then fill them with what the run saved."""
+    check_weights(run / "model", "model.safetensors")
+    base = load_base(recipe.model, task, tokenizer)
+    model = METHODS[recipe.method.name].build(base, recipe.method, task.peft_type)
+    load_model(model, run / "model" / "model.safetensors")
+    return model
+
+
+def load_adapter(base: nn.Module, adapter: Path) -> nn.Module:
+    """Put a saved adapter on a base model; a broken file gives a `UserError`."""
+    check_weights(adapter, "adapter_model.safetensors")
+    try:
+        return PeftModel.from_pretrained(base, str(adapter))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"adapter={adapter}: cannot be loaded onto {type(base).__name__} ({first_line(error)}); "
+            "use the base model it was trained on, or train again"
+        ) from error
+
+
+def check_weights(folder: Path, name: str, sharded: bool = False) -> None:
+    """Raise `UserError` when a safetensors file is missing or broken."""
+    file = folder / name
+    files = [file] if file.is_file() else sorted(folder.glob("*.safetensors")) if sharded else []
+    if not files:
+        raise UserError(f"adapter={folder}: has no {name}; give a run's folder or the folder of a saved adapter")
+    for path in files:
+        try:
+            with safe_open(path, "pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"adapter={path}: the file is broken ({first_line(error)}); copy it again from its source or train again"
+            ) from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence notices about fresh heads and the libraries' own progress bars, which would break up a run's single bar."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    data_bars = datasets.are_progress_bars_disabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+        if not data_bars:
+            datasets.enable_progress_bars()
+
+
+def _load(settings: ModelSettings, what: str, load: Any) -> Any:
+    """Call `load` with the model's place and explain failures."""
+    try:
+        return load(locate(settings))
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(
+            f"model.name={settings.name}: no {what} could be loaded ({first_line(error)}); "
+            "give a hub name, a local folder, or package:NAME/folder"
+        ) from error

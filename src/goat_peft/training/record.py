@@ -1,0 +1,148 @@
+"""`result.json`: the three blocks of PEFT's method comparison, so that figures can be laid side by side."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from ..recipes import Recipe
+
+PACKAGES = (
+    "goat-peft",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "scikit-learn",
+)
+
+
+def now() -> str:
+    """The time as text, in UTC and to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command() -> str:
+    """The command line that started this process, as it can be typed again."""
+    program = Path(sys.argv[0]).name
+    return shlex.join([program, *sys.argv[1:]])
+
+
+def package_info() -> dict[str, str | None]:
+    """Versions of the packages that a result depends on, under the keys PEFT's harness uses."""
+    return {f"{name}-version": _version(name) for name in PACKAGES}
+
+
+def system_info() -> dict[str, Any]:
+    """The machine: system, processor, cores, accelerator."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    name = "cpu"
+    if accelerator is not None:
+        name = torch.cuda.get_device_name(0) if accelerator.type == "cuda" else accelerator.type
+    return {
+        "system": platform.system(),
+        "release": platform.release(),
+        "version": platform.version(),
+        "machine": platform.machine(),
+        "processor": platform.processor() or _processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": name,
+        "python": platform.python_version(),
+    }
+
+
+def meta_info(recipe: Recipe) -> dict[str, Any]:
+    """The `meta_info` block: where model and data came from, versions, machine."""
+    data = getattr(recipe.task, "data", None)
+    splits = {} if data is None else {name: getattr(data, name) for name in ("train", "validation", "test")}
+    return {
+        "model_info": {"name": recipe.model.name, "revision": recipe.model.revision},
+        "dataset_info": {
+            name: {"path": source.path, "dataset": source.dataset, "revision": source.revision}
+            for name, source in splits.items()
+            if source is not None
+        },
+        "package_info": package_info(),
+        "system_info": system_info(),
+        "pytorch_info": torch.__config__.show(),
+    }
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Return (trainable, all) parameters."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
+
+
+def memory_block() -> dict[str, int]:
+    """Peak memory of the accelerator in bytes; zeros on a machine without one."""
+    if not torch.cuda.is_available():
+        return dict.fromkeys(
+            ("accelerator_memory_reserved_avg", "accelerator_memory_max", "accelerator_memory_reserved_99th"), 0
+        )
+    reserved, peak = torch.cuda.memory_reserved(), torch.cuda.max_memory_reserved()
+    return {
+        "accelerator_memory_reserved_avg": reserved,
+        "accelerator_memory_max": peak,
+        "accelerator_memory_reserved_99th": peak,
+    }
+
+
+def peft_config(model: nn.Module) -> dict[str, Any] | None:
+    """The active adapter's settings, or None for a model without one."""
+    return model.active_peft_config.to_dict() if isinstance(model, PeftModel) else None
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the weight files in a folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def history_rows(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Turn the Trainer's log into rows with the names PEFT's harness uses ("train loss", "valid accuracy")."""
+    rows = []
+    for entry in log_history:
+        row: dict[str, Any] = {"step": entry["step"], "epoch": entry.get("epoch")}
+        if "loss" in entry:
+            row |= {"train loss": entry["loss"], "learning rate": entry.get("learning_rate")}
+            row |= {"grad norm": entry.get("grad_norm")}
+            if "balance_loss" in entry:
+                row["balance_loss"] = entry["balance_loss"]
+        elif "eval_loss" in entry:
+            skip = ("_runtime", "_per_second", "_num_tokens")
+            names = [key for key in entry if key.startswith("eval_") and not key.endswith(skip)]
+            row |= {f"valid {name.removeprefix('eval_')}": entry[name] for name in names}
+        else:
+            continue
+        rows.append({key: value for key, value in row.items() if value is not None})
+    return rows
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's name on Linux, where `platform` leaves it empty."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
