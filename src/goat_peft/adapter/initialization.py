@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .config import GoatConfig
 
-
 _TRIPLET_TOLERANCE = 1e-6
 
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -37,7 +37,7 @@ class GoatModel(BaseTuner):
 
     prefix: str = PREFIX
     tuner_layer_cls = GoatLayer
-    target_module_mapping: dict[str, Any] = {}
+    target_module_mapping: ClassVar[dict[str, Any]] = {}
 
     # ---- injection ---------------------------------------------------------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ class GoatModel(BaseTuner):
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         if not isinstance(base, nn.Linear | Conv1D):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 - as PEFT's tuners do
                 f"Target module '{current_key}' is a {type(base).__name__}, which is not supported. GOAT adapts torch.nn.Linear and "
                 "transformers.pytorch_utils.Conv1D; take it out of target_modules."
             )

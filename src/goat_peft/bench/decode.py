@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import StaticCache
 
-from .measure import append_rows, environment, median_ms, peak_gib, reset_memory
+from .measure import append_rows, captured, environment, median_ms, peak_gib, reset_memory
 from .workloads import METHODS, SHAPES, apply_method, build_base
 
 _PROMPT, _ROOM = 128, 256
@@ -30,20 +30,6 @@ def decoding_step(model: nn.Module, batch: int, device: str) -> Callable[[], Non
         model(input_ids=token, past_key_values=cache, position_ids=position, use_cache=True)
 
     return step
-
-
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as a CUDA graph; Raises `RuntimeError` if anything in it waits for the device."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,20 @@ def median_ms(step: Callable[[], Any], device: str, warmup: int, repeats: int) -
     return statistics.median(times)
 
 
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as a CUDA graph. Raises `RuntimeError` if anything in it waits for the device."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
 def reset_memory(device: str) -> None:
     """Free what the last model left, and start counting the peak anew."""
     gc.collect()
@@ -55,7 +69,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "-m", *_module_name(), *sys.argv[1:]]),
     }
 

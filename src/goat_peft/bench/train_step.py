@@ -10,18 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from .measure import append_rows, environment, median_ms, peak_gib, reset_memory
+from .measure import append_rows, captured, environment, median_ms, peak_gib, reset_memory
 from .workloads import METHODS, SHAPES, apply_method, build_base
 
 
 def training_step(model: nn.Module, batch: int, length: int, device: str, autocast: bool) -> Callable[[], None]:
     """Forward, backward and AdamW on one batch of random tokens; for the floor forward and backward to the embeddings."""
     vocabulary = model.config.vocab_size
-    embeddings = model.get_input_embeddings().weight
     ids = torch.randint(0, vocabulary, (batch, length), device=device)
     labels = ids if model.config.model_type == "llama" else ids[:, 0] % 2
-    trained = [p for p in model.parameters() if p.requires_grad and p is not embeddings]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=device == "cuda") if trained else None
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=device == "cuda", capturable=device == "cuda") if trained else None
 
     def step() -> None:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
@@ -30,7 +29,6 @@ def training_step(model: nn.Module, batch: int, length: int, device: str, autoca
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        embeddings.grad = None
 
     return step
 
@@ -44,10 +42,12 @@ def measure(args: argparse.Namespace, method: str, r: int, num_experts: int, bat
     model.train()
     runner = torch.compile(model, fullgraph=method != "loop", dynamic=None) if args.compile else model
     step = training_step(runner, batch, length, args.device, autocast=args.device == "cuda")
+    if args.graph:
+        step = captured(step)
     milliseconds = median_ms(step, args.device, args.warmup, 3 if method == "loop" else args.repeats)
     return {
         "method": method, "shape": args.shape, "layers": args.layers, "batch": batch, "length": length, "r": r, "num_experts": num_experts,
-        "top_k": args.top_k, "dropout": args.dropout, "compiled": args.compile, "step_ms": milliseconds, "peak_gib": peak_gib(args.device),
+        "top_k": args.top_k, "dropout": args.dropout, "compiled": args.compile, "cuda_graph": args.graph, "step_ms": milliseconds, "peak_gib": peak_gib(args.device),
     }  # fmt: skip
 
 
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--graph", action="store_true", help="capture the step as a CUDA graph: what the device needs, whatever the host's speed")
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/train_step.json"))
@@ -80,7 +81,7 @@ def main() -> None:
                     row["over_lora"] = row["step_ms"] / lora if lora else None
                     memory = f"{row['peak_gib']:6.2f} GiB" if row["peak_gib"] is not None else ""
                     print(
-                        f"{args.shape} {size:>9} r={r:<3} E={num_experts:<3} p={args.dropout} {'compiled ' if args.compile else ''}{row['method']:6}"
+                        f"{args.shape} {size:>9} r={r:<3} E={num_experts:<3} p={args.dropout} {'compiled ' if args.compile else ''}{'graph ' if args.graph else ''}{row['method']:6}"
                         f" {row['step_ms']:9.2f} ms  {row['over_floor'] or 0:6.3f} x floor  {row['over_lora'] or 0:6.3f} x lora  {memory}",
                         flush=True,
                     )

@@ -41,13 +41,15 @@ def build_base(shape: str, layers: int, dtype: torch.dtype, device: str) -> nn.M
 
 
 def apply_method(method: str, base: nn.Module, r: int, num_experts: int, top_k: int, dropout: float) -> nn.Module:
-    """The base with a method's adapters on all its linears; 'floor' has none, and its embeddings ask for a gradient.
+    """The base with a method's adapters on all its linears; 'floor' has none, and a gradient goes back to its embeddings' output.
 
     GOAT starts from random factors with a residual of the same shape: the time does not depend on the values.
     """
     names = BERT_LINEARS if isinstance(base, BertForSequenceClassification) else LLAMA_LINEARS
     if method == "floor":
-        base.get_input_embeddings().weight.requires_grad_()  # no step is taken on it
+        embeddings = base.get_input_embeddings()
+        embeddings.shift = nn.Parameter(torch.zeros(1, device=embeddings.weight.device, dtype=embeddings.weight.dtype))
+        embeddings.register_forward_hook(lambda module, args, output: output + module.shift)
         return base
     if method == "loop":
         return add_loop_experts(base, names, r, num_experts, top_k)
@@ -69,6 +71,8 @@ def _fill_experts(model: nn.Module) -> nn.Module:
             device = layer.get_base_layer().weight.device
             for name in layer.adapter_layer_names:
                 tensors = getattr(layer, name)
+                if "default" not in tensors:
+                    continue
                 like = tensors["default"]
                 tensors["default"] = nn.Parameter(torch.randn(like.shape, device=device) * 0.01)
             for buffers in (layer.goat_residual_A, layer.goat_residual_B):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from . import kernels
 from .call import Base, Experts, Gradients, Result, Saved, Settings
+from .launch import launch
 
 MAX_MEMBERS = 4
 _FEW_TOKENS = 16  # up to here, decoding: fewer launches count most
@@ -31,10 +32,10 @@ def forward(
     tokens, n, first = x.shape[0], len(members), members[0]
     num_experts, rank, r, residual = first.num_experts, first.rank, first.A.shape[0], first.residual_A is not None
     if seed is None:
-        products = _thin(x, rows.T)
+        products = _thin(x, rows.t())
         hidden_in, rest, parts = products, products[:, n * r :], 1
     else:
-        hidden_in, rest = _dropped_project(x, rows, n * r, settings.dropout, seed), _thin(x, rows[n * r :].T)
+        hidden_in, rest = _dropped_project(x, rows, n * r, settings.dropout, seed), _thin(x, rows[n * r :].t())
         parts = hidden_in.shape[0]
 
     hidden = x.new_empty(n, tokens, r)
@@ -43,20 +44,17 @@ def forward(
     experts_pad, rank_pad, block = _tile(first)
     programs = blocks(tokens, first)
     statistics = rest.new_empty(n, programs, 2 * num_experts + 2) if settings.collect else None
-    kernels.gate_kernel[(programs, n)](
-        hidden_in, rest, *_four([e.scale for e in members]), token_mask, hidden, mixed, weights, logits, statistics,
-        tokens, hidden_in.stride(0), hidden_in.stride(-2), rest.stride(0),
-        n, num_experts, rank, experts_pad, rank_pad, settings.top_k, residual, x.dtype != torch.float32, parts, settings.collect,
-        token_mask is not None, block,
+    launch(
+        kernels.gate_kernel, (programs, n),
+        (hidden_in, rest, *_four([e.scale for e in members]), token_mask, hidden, mixed, weights, logits, statistics,
+         tokens, hidden_in.stride(0), hidden_in.stride(-2), rest.stride(0)),
+        (n, num_experts, rank, experts_pad, rank_pad, settings.top_k, residual, x.dtype != torch.float32, parts, settings.collect,
+         token_mask is not None, block),
     )  # fmt: skip
     outputs = []
-    for index, factors in enumerate(columns):
-        base = None if bases is None else bases[index]
-        if base is None or base.bias is None:
-            output = mixed[index] @ factors.T
-        else:
-            output = torch.addmm(base.bias, mixed[index], factors.T)
-        outputs.append(output if base is None else output.addmm_(x, base.weight.T))
+    for index, (member_mixed, factors) in enumerate(zip(mixed.unbind(), columns, strict=True)):
+        output = F.linear(member_mixed, factors, None if bases is None else bases[index].bias)
+        outputs.append(output if bases is None else output.addmm_(x, bases[index].weight.t()))
     return Result(outputs, statistics, Saved(hidden, weights, logits, [rows, *columns]))
 
 
@@ -80,32 +78,32 @@ def backward(
     width = n * ((2 * r if residual else r) + num_experts)
 
     grad_mixed = saved.logits.new_empty(n, tokens, columns[0].shape[1])
-    for index, grad in enumerate(grads):
-        _thin(grad, columns[index], out=grad_mixed[index])
+    for grad, factors, out in zip(grads, columns, grad_mixed.unbind(), strict=True):
+        _thin(grad, factors, out=out)
     mixed = torch.empty_like(saved.hidden)
     thin = x.new_empty(tokens, width)
     experts_pad, rank_pad, block = _tile(first)
-    kernels.gate_backward_kernel[(blocks(tokens, first), n)](
-        grad_mixed, saved.hidden, saved.weights, saved.logits, *_four([e.scale for e in members]), token_mask, grad_statistics, mixed, thin,
-        tokens, 0 if grad_statistics is None else grad_statistics.stride(0),
-        n, num_experts, rank, experts_pad, rank_pad, residual, grad_statistics is not None, token_mask is not None, block,
+    launch(
+        kernels.gate_backward_kernel, (blocks(tokens, first), n),
+        (grad_mixed, saved.hidden, saved.weights, saved.logits, *_four([e.scale for e in members]), token_mask, grad_statistics, mixed, thin,
+         tokens, 0 if grad_statistics is None else grad_statistics.stride(0)),
+        (n, num_experts, rank, experts_pad, rank_pad, residual, grad_statistics is not None, token_mask is not None, block),
     )  # fmt: skip
-    grad_B = [_thin(grad.T, mixed[index]).to(members[index].B.dtype) for index, grad in enumerate(grads)]
+    grad_B = [_thin(grad.t(), part).to(e.B.dtype) for grad, part, e in zip(grads, mixed.unbind(), members, strict=True)]
 
     split = n * r
     if seed is None:
-        found = _thin(thin[:, : split + n * num_experts].T, x)
+        found = _thin(thin[:, : split + n * num_experts].t(), x)
         found_A, found_router = found[:split], found[split:]
     else:
         found_A = _dropped_token_sum(x, thin, split, settings.dropout, seed)
-        found_router = _thin(thin[:, split : split + n * num_experts].T, x)
+        found_router = _thin(thin[:, split : split + n * num_experts].t(), x)
     grad_A = [part.to(member.A.dtype) for part, member in zip(found_A.split(r), members, strict=True)]
     grad_router = [part.to(member.router.dtype) for part, member in zip(found_router.split(num_experts), members, strict=True)]
 
     grad_x = None
     if needs_input_grad:
-        skip = 0 if seed is None else split
-        grad_x = thin[:, skip:] @ rows[skip:width]
+        grad_x = thin @ rows[:width] if seed is None else thin[:, split:] @ rows[split:width]
         for base, grad in zip(bases or [], grads, strict=False):
             grad_x.addmm_(grad, base.weight)
         if seed is not None:
@@ -137,9 +135,10 @@ def _pack(members: list[Experts], dtype: torch.dtype) -> tuple[Tensor, list[Tens
     column_programs = max(triton.cdiv(factors.numel(), block) for factors in columns)
     kinds = [[e.A for e in members], [e.router for e in members], [e.residual_A for e in members],
              [e.B for e in members], [e.residual_B for e in members], columns]  # fmt: skip
-    kernels.pack_kernel[(row_programs + column_programs, len(members))](
-        *(tensor for kind in kinds for tensor in _four(kind)), rows, width, *_four([e.B.shape[0] for e in members]), row_programs,
-        len(members), first.A.shape[0], first.num_experts, residual, block,
+    launch(
+        kernels.pack_kernel, (row_programs + column_programs, len(members)),
+        (*(tensor for kind in kinds for tensor in _four(kind)), rows, width, *_four([e.B.shape[0] for e in members]), row_programs),
+        (len(members), first.A.shape[0], first.num_experts, residual, block),
     )  # fmt: skip
     return rows, columns
 
@@ -152,7 +151,7 @@ def _stacked_rows(members: list[Experts]) -> Tensor:
 
 def _few_tokens(x: Tensor, bases: list[Base] | None, members: list[Experts], settings: Settings) -> Result:
     """Decoding: one float32 product for the group, and one launch a member besides its base's product; nothing is kept."""
-    products = x.float() @ _stacked_rows(members).T
+    products = F.linear(x.float(), _stacked_rows(members))
     outputs, n = [], len(members)
     for index, experts in enumerate(members):
         below = None if bases is None else F.linear(x, bases[index].weight, bases[index].bias)
@@ -160,9 +159,10 @@ def _few_tokens(x: Tensor, bases: list[Base] | None, members: list[Experts], set
         experts_pad = triton.next_power_of_2(experts.num_experts)
         rank_pad = max(triton.next_power_of_2(experts.rank), 16 // experts_pad)
         block = 64
-        kernels.few_tokens_kernel[(triton.cdiv(output.shape[1], block),)](
-            products, experts.scale, experts.B, experts.residual_B, below, output, x.shape[0], output.shape[1], products.stride(0), index,
-            n, experts.num_experts, experts.rank, experts_pad, rank_pad, settings.top_k, experts.residual_B is not None, bases is not None, 16, block,
+        launch(
+            kernels.few_tokens_kernel, (triton.cdiv(output.shape[1], block),),
+            (products, experts.scale, experts.B, experts.residual_B, below, output, x.shape[0], output.shape[1], products.stride(0), index),
+            (n, experts.num_experts, experts.rank, experts_pad, rank_pad, settings.top_k, experts.residual_B is not None, bases is not None, 16, block),
         )  # fmt: skip
         outputs.append(output)
     nothing = products.new_empty(0)
@@ -224,9 +224,10 @@ def _dropped_project(x: Tensor, rows: Tensor, count: int, dropout: float, seed: 
     block_t, block_k = (32, 32) if wide else (64, 64 if count > 64 else 128)
     parts, span = _split(width, triton.cdiv(tokens, block_t), block_k)
     out = x.new_empty(parts, tokens, count, dtype=torch.float32)
-    kernels.dropped_project_kernel[(triton.cdiv(tokens, block_t), parts)](
-        x, rows, out, seed, tokens, width, span, x.stride(0), *_dropout_arguments(dropout), count, _pad(count), _precision(x), block_t, block_k,
-        num_stages=2 if wide else 3,
+    launch(
+        kernels.dropped_project_kernel, (triton.cdiv(tokens, block_t), parts),
+        (x, rows, out, seed, tokens, width, span, x.stride(0), *_dropout_arguments(dropout)),
+        (count, _pad(count), _precision(x), block_t, block_k), num_stages=2 if wide else 3,
     )  # fmt: skip
     return out
 
@@ -237,9 +238,11 @@ def _dropped_token_sum(wide: Tensor, thin: Tensor, count: int, dropout: float, s
     block_t, block_n = (16, 64) if wide.dtype == torch.float32 else (64, 128)
     parts, span = _split(tokens, triton.cdiv(width, block_n), block_t)
     out = wide.new_empty(parts, count, width, dtype=torch.float32)
-    kernels.dropped_token_sum_kernel[(triton.cdiv(width, block_n), parts)](
-        wide, thin, out, seed, tokens, width, span, wide.stride(0), thin.stride(0), *_dropout_arguments(dropout), count, _pad(count),
-        _precision(wide), block_t, block_n, num_warps=4 if count <= 64 else 8, num_stages=2 if wide.dtype == torch.float32 else 3,
+    launch(
+        kernels.dropped_token_sum_kernel, (triton.cdiv(width, block_n), parts),
+        (wide, thin, out, seed, tokens, width, span, wide.stride(0), thin.stride(0), *_dropout_arguments(dropout)),
+        (count, _pad(count), _precision(wide), block_t, block_n),
+        num_warps=4 if count <= 64 else 8, num_stages=2 if wide.dtype == torch.float32 else 3,
     )  # fmt: skip
     return out[0] if parts == 1 else out.sum(0)
 
@@ -248,6 +251,8 @@ def _add_dropped_input(grad: Tensor, thin: Tensor, rows: Tensor, count: int, dro
     """grad += (thin[:, :count] @ rows[:count]) through dropout."""
     tokens, width = grad.shape
     block_t, block_n = (32, 32) if grad.dtype == torch.float32 else (64, 128)
-    kernels.dropped_input_kernel[(triton.cdiv(tokens, block_t), triton.cdiv(width, block_n))](
-        grad, thin, rows, seed, tokens, width, thin.stride(0), *_dropout_arguments(dropout), count, _pad(count), _precision(grad), block_t, block_n
-    )
+    launch(
+        kernels.dropped_input_kernel, (triton.cdiv(tokens, block_t), triton.cdiv(width, block_n)),
+        (grad, thin, rows, seed, tokens, width, thin.stride(0), *_dropout_arguments(dropout)),
+        (count, _pad(count), _precision(grad), block_t, block_n),
+    )  # fmt: skip

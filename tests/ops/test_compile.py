@@ -1,0 +1,36 @@
+"""`torch.compile` sees the model as one graph on either path, and two of them serve all lengths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch._dynamo.utils import counters
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from goat_peft import GoatConfig
+from goat_peft.ops import use_path
+
+
+@pytest.mark.parametrize("path", ["torch", "triton"])
+def test_one_graph_and_equal_gradients(path: str, device: str) -> None:
+    base = LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+    )
+    model = get_peft_model(base.to(device), GoatConfig(r=4, num_experts=2, top_k=1)).train()
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for length in (9, 12, 15):
+        ids = torch.randint(0, 64, (2, length), device=device)
+        mask = torch.ones_like(ids)
+        found = []
+        for runner in (model, compiled):
+            with use_path(path):
+                loss = runner(input_ids=ids, attention_mask=mask, labels=ids).loss
+                loss.backward()
+            found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
+            model.zero_grad()
+        for eager, graph in zip(*found, strict=True):
+            torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] <= 2
