@@ -13,6 +13,8 @@ EXPERT_USAGE = "expert_usage.json"
 PREDICTIONS = "predictions.jsonl"
 CURVE_PICTURE = "curve.png"
 EXPERTS_PICTURE = "experts.png"
+COMPARISON = "comparison.json"
+ALIGNMENT = "alignment.json"
 
 
 def write_text(path: Path, text: str) -> None:

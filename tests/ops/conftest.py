@@ -1,13 +1,9 @@
-"""The Triton path on a machine without a GPU runs in Triton's interpreter, which has to be chosen before the kernels are imported."""
-
-import os
+"""The Triton path: on a GPU where there is one, else in Triton's interpreter (see the conftest above)."""
 
 import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import warnings
 import typer
 
 from ..errors import UserError
-from . import demo, evaluate, inspect, recipes, train
+from . import compare, demo, evaluate, inspect, recipes, report, train
 from .output import complain
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app.command(name="train", help=train.HELP)(train.train)
 app.command(name="eval", help=evaluate.HELP)(evaluate.evaluate)
 app.add_typer(recipes.app, name="recipes")
 app.command(name="inspect", help=inspect.HELP)(inspect.inspect)
+app.command(name="compare", help=compare.HELP)(compare.compare)
+app.command(name="report", help=report.HELP)(report.report)
 app.command(name="demo", help=demo.HELP)(demo.demo)
 
 

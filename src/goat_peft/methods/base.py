@@ -27,24 +27,24 @@ class Method:
     Attributes:
         name: what a recipe's `method` says.
         description: one line for tables and help.
-        source: the paper, by title or authors and arXiv number.
         options: pydantic model of the method's settings.
         build: takes the base model, the options and PEFT's task type; returns the model to train.
         learning_rate: used when a recipe gives none.
         learning_rates: what a comparison tries when its plan gives none; `GRID` of them for every method, so that all get the same number of trials.
         saves_adapter: False when the whole model is what a run must save.
         changes_modules: whether a saved whole model has modules that its base has not, so that loading must build before it fills.
+        source: the paper, by authors, venue and arXiv number; empty for a method of one's own.
     """
 
     name: str
     description: str
-    source: str
     options: type[MethodOptions]
     build: Builder
     learning_rate: float
     learning_rates: tuple[float, ...] = ADAPTER_RATES
     saves_adapter: bool = True
     changes_modules: bool = False
+    source: str = ""
 
     def __post_init__(self) -> None:
         if len(self.learning_rates) != GRID:

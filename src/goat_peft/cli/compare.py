@@ -1,0 +1,68 @@
+"""`goat compare PLAN [key=value ...]`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ..reporting.tables import count, percent
+from .output import complain, console, say
+
+HELP = "Compare methods: learning rates chosen on validation, the choice scored on test over seeds; runs that are finished are kept."
+
+
+def compare(
+    plan: Annotated[str, typer.Argument(help="YAML file, or a shipped plan (demo)")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as parallel=2")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder of the comparison; runs/compare-NAME when not given")] = None,
+) -> None:
+    """Run what is missing, print the table."""
+    from .. import compare as job
+    from ..training import Interrupted
+
+    checked = job.load_plan(plan, overrides or [])
+    folder = output or Path(f"runs/compare-{checked.name}")
+    place = ["--output", str(output)] if output else []
+    command = shlex.join(["goat", "compare", plan, *(overrides or []), *place])
+
+    def tell(trial: Any, done: int, total: int) -> None:
+        found = trial.outcome(checked.metric)
+        said = f"failed: {found.error}" if found.value is None else f"{checked.metric} {percent(found.value)}"
+        say(f"[{done}/{total}] {trial}: {said}")
+
+    try:
+        summary = job.compare(checked, folder, command, tell)
+    except (Interrupted, KeyboardInterrupt):
+        complain(f"interrupted; finished runs are kept, continue with: {command}")
+        sys.exit(130)
+    for task in summary["tasks"]:
+        console.print(_table(task, checked.baseline))
+    say(f"{folder / 'comparison.json'} holds the figures; `goat report {folder}` draws them")
+
+
+def _table(task: dict[str, Any], baseline: str) -> Table:
+    """Build one task's table, the best first."""
+    table = Table("rank", "method", "lr", task["metric"], "sd", f"less {baseline} (95 % interval)", "trained", "seconds", title=task["name"])
+    for row in sorted(task["rows"], key=lambda row: (row["rank"] is None, row["rank"])):
+        if row["mean"] is None:
+            table.add_row("", row["label"], "", "failed", "", "", "", "")
+            continue
+        gap = "" if row["difference"] is None else f"{100 * row['difference']:+.1f}"
+        if row["low"] is not None:
+            gap += f" ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+        table.add_row(
+            f"{row['rank']:g}",
+            row["label"],
+            f"{row['learning_rate']:g}",
+            percent(row["mean"]),
+            "" if row["sd"] is None else percent(row["sd"]),
+            gap,
+            count(row["parameters"]),
+            f"{row['train_time']:.0f}",
+        )
+    return table

@@ -1,0 +1,6 @@
+"""Comparisons: methods x learning rates x seeds x recipes, and what can be said of them."""
+
+from .driver import compare
+from .plan import Plan, load_plan, shipped_plans
+
+__all__ = ["Plan", "compare", "load_plan", "shipped_plans"]

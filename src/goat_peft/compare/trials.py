@@ -1,0 +1,111 @@
+"""One run of a comparison: where it lies, whether it is finished, what it found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import records
+from ..errors import UserError, first_line
+from ..recipes import Recipe, to_yaml
+from ..training import Interrupted, record, train
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A recipe to run for `label` at `rate` with `seed`, scored on `split`; `task` is the source of the recipe."""
+
+    task: str
+    label: str
+    rate: float
+    seed: int
+    split: str
+    recipe: Recipe
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return Path(str(self.recipe.output_dir))
+
+    def __str__(self) -> str:
+        return f"{self.label} on {Path(self.task).stem}, lr {self.rate:g}, seed {self.seed}, {self.split}"
+
+    def finished(self) -> bool:
+        """Whether the run has ended well; raise `UserError` if what lies there was run with other settings."""
+        if not records.is_finished(self.path):
+            return False
+        stored = self.path / records.RECIPE
+        if not stored.is_file() or stored.read_text(encoding="utf-8") != to_yaml(self.recipe):
+            raise UserError(f"output={self.path}: holds a run with other settings; give another --output, or remove that folder")
+        drop_weights(self.path)
+        return True
+
+    def outcome(self, metric: str) -> Outcome:
+        """What the run found; a failed one has an error instead of a value."""
+        path = self.path / records.RESULT
+        if not path.is_file():
+            return Outcome(None, "did not run", {})
+        result = records.read_json(path)
+        if result["train_info"]["status"] != "success":
+            return Outcome(None, result["run_info"]["error_msg"], result)
+        last = result["train_info"]["metrics"][-1]
+        name = f"{'test' if self.split == 'test' else 'valid'} {metric}"
+        if name not in last:
+            known = sorted(key.partition(" ")[2] for key in last if key.startswith(("test ", "valid ")))
+            raise UserError(f"metric={metric}: {self.task} does not report it; choose from {', '.join(known)}")
+        return Outcome(last[name], None, result)
+
+    def correct(self) -> list[bool] | None:
+        """Per example, in the data's order, whether the prediction was correct; None where the task does not say."""
+        lines = (self.path / records.PREDICTIONS).read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        return [bool(row["correct"]) for row in rows] if all("correct" in row for row in rows) else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The metric's value, or an error; and the whole result."""
+
+    value: float | None
+    error: str | None
+    result: dict[str, Any]
+
+
+def execute(recipe: Recipe) -> None:
+    """Train, score and write the result; a run that fails leaves a result of status 'failed', which the next comparison tries again.
+
+    Raises only what the user did: `Interrupted` and `KeyboardInterrupt`.
+    """
+    started = record.now()
+    try:
+        run = train(recipe, overwrite=True)
+    except Interrupted:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a method does wrong must not end the other runs
+        records.write_json(Path(str(recipe.output_dir)) / records.RESULT, failure(recipe, started, first_line(error)))
+    else:
+        drop_weights(run.path)
+
+
+def drop_weights(run: Path) -> None:
+    """Remove what a finished run saved for loading; a comparison needs its figures and predictions only."""
+    for name in ("adapter", "model", "checkpoints"):
+        shutil.rmtree(run / name, ignore_errors=True)
+
+
+def failure(recipe: Recipe, started: str, message: str) -> dict[str, Any]:
+    """The three blocks of a result for a run that did not end."""
+    return {
+        "run_info": {
+            "created_at": started,
+            "experiment_name": f"{recipe.name}/{recipe.method.name}",
+            "command": record.command(),
+            "train_config": recipe.model_dump(mode="json"),
+            "error_msg": message,
+        },
+        "train_info": {"status": "failed", "metrics": []},
+        "meta_info": record.meta_info(recipe),
+    }
