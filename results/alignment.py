@@ -52,7 +52,9 @@ def main() -> None:
         data = batches(recipe)
         for label, options in SETTINGS.items():
             method = METHODS[options["name"]]
-            chosen = method.options.model_validate({**options, "r": 8, "router_aux_loss_coef": 0.0, "lora_dropout": 0.0})
+            chosen = method.options.model_validate(
+                {**options, "r": 8, "router_aux_loss_coef": 0.0, "lora_dropout": 0.0}
+            )
             set_seed(0)
             task = bind(recipe.task)
             model = load_base(recipe.model, task, load_tokenizer(recipe.model))
@@ -64,7 +66,14 @@ def main() -> None:
             rows.append({"label": label, "options": chosen.model_dump(mode="json"), "points": points})
             print(label, points[0], points[-1], sep="\n  ", file=sys.stderr, flush=True)
     report = {
-        "run_info": {"created_at": started, "command": "python results/alignment.py", "steps": STEPS, "batch": BATCH, "rate": RATE, "eta": ETA},
+        "run_info": {
+            "created_at": started,
+            "command": "python results/alignment.py",
+            "steps": STEPS,
+            "batch": BATCH,
+            "rate": RATE,
+            "eta": ETA,
+        },
         "about": ABOUT,
         "pairs": PAIRS,
         "rows": rows,

@@ -8,7 +8,9 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, in processes of their own that inherit this
 if not Path("/dev/nvidiactl").exists():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton looks once, when it is imported: without a GPU kernels run in its interpreter
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # Triton looks once, when it is imported: without a GPU kernels run in its interpreter
+    )
 
 import pytest
 import torch

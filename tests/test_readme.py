@@ -27,7 +27,12 @@ def test_the_ten_lines_run(tiny_llama_dir: Path, tmp_path: Path, monkeypatch: py
 
 def test_every_goat_command_is_one_the_program_has() -> None:
     runner = CliRunner()
-    lines = [line.split("#")[0].split() for block in code_blocks("sh") for line in block.splitlines() if line.startswith("goat ")]
+    lines = [
+        line.split("#")[0].split()
+        for block in code_blocks("sh")
+        for line in block.splitlines()
+        if line.startswith("goat ")
+    ]
     assert len(lines) >= 5
     for words in lines:
         verb = words[1:3] if words[1] == "recipes" else words[1:2]

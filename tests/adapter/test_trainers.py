@@ -14,17 +14,24 @@ import pytest
 import torch
 from datasets import Dataset
 from hand import hand_gradients, hand_losses
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import VOCABULARY, adapted, assert_same, gradients, padded_batch, tiny_bert, tiny_t5, token_batch
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_pt_utils import LabelSmoother
 from trl import SFTConfig, SFTTrainer
 
-from goat_peft import BalanceLossMixin
+from goat_peft import BalanceLossMixin, GoatConfig
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-6}
 
@@ -316,3 +323,24 @@ def test_ddp_gradient_is_the_mean_over_processes(tmp_path: Path) -> None:
     expected = hand_gradients(model, batches, [0.5, 0.5], [0.5, 0.5])
     for rank in range(2):
         assert_same(load_file(tmp_path / f"{rank}.safetensors"), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("variant", [{"router": "threshold"}, {"router": "top_p"}, {"shared_experts": 1}], ids=str)
+def test_router_variants_survive_checkpointing(variant: dict) -> None:
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(
+        LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
+    model = get_peft_model(base, GoatConfig(r=4, num_experts=4, **variant)).train()
+    model.config.use_cache = False
+    ids = torch.randint(0, 50, (2, 6))
+    mask = torch.tensor([[1] * 6, [0] * 2 + [1] * 4])
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad and p.grad is not None])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)

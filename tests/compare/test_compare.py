@@ -27,7 +27,9 @@ from goat_peft.reporting.page import write_report
 def run(plan_file: Path, output: Path, overrides: tuple[str, ...] = ()) -> tuple[dict[str, Any], list[str]]:
     """Compare; return the summary and what was run."""
     told: list[str] = []
-    summary = compare(load_plan(str(plan_file), overrides), output, "goat compare", lambda trial, done, total: told.append(str(trial)))
+    summary = compare(
+        load_plan(str(plan_file), overrides), output, "goat compare", lambda trial, done, total: told.append(str(trial))
+    )
     return summary, told
 
 
@@ -39,7 +41,14 @@ def results(output: Path) -> dict[Path, float]:
 def figures(summary: dict[str, Any]) -> list[Any]:
     """What a comparison found, without times."""
     return [
-        [row["label"], row["learning_rate"], [t["value"] for t in row["sweep"]], [t["value"] for t in row["test"]], row["low"], row["high"]]
+        [
+            row["label"],
+            row["learning_rate"],
+            [t["value"] for t in row["sweep"]],
+            [t["value"] for t in row["test"]],
+            row["low"],
+            row["high"],
+        ]
         for task in summary["tasks"]
         for row in task["rows"]
     ]
@@ -78,14 +87,24 @@ def test_same_seeds_give_the_same_numbers_also_in_processes_of_their_own(plan_fi
     assert figures(first) == figures(second)
     for path in (tmp_path / "first").rglob(records.RESULT):
         twin = tmp_path / "second" / path.relative_to(tmp_path / "first")
-        losses = [[row.get("train loss") for row in records.read_json(p)["train_info"]["metrics"]] for p in (path, twin)]
+        losses = [
+            [row.get("train loss") for row in records.read_json(p)["train_info"]["metrics"]] for p in (path, twin)
+        ]
         assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
 def test_kill_in_the_middle_leaves_no_half_result_and_the_rest_is_completed(plan_file: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    command = [sys.executable, "-c", "from goat_peft.cli import main; main()", "compare", str(plan_file), "--output", str(output)]
+    command = [
+        sys.executable,
+        "-c",
+        "from goat_peft.cli import main; main()",
+        "compare",
+        str(plan_file),
+        "--output",
+        str(output),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(results(output)) < 2 and time.monotonic() < deadline:
@@ -162,7 +181,9 @@ def test_methods_without_rates_get_their_grid(plan_file: Path) -> None:
     assert plan.methods[1].learning_rates == list(METHODS["full"].learning_rates)
 
 
-def test_report_is_one_page_without_requests(plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_is_one_page_without_requests(
+    plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
     main_ok("compare", str(plan_file), "--output", str(output))
     assert "molora" in capsys.readouterr().out

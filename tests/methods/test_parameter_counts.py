@@ -31,7 +31,12 @@ def roberta_large() -> nn.Module:
 def clip_vit_b32() -> nn.Module:
     return CLIPVisionModel(
         CLIPVisionConfig(
-            hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, image_size=224, patch_size=32
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            intermediate_size=3072,
+            image_size=224,
+            patch_size=32,
         )
     )
 

@@ -88,7 +88,7 @@ def test_full_moe_says_when_memory_is_short(tiny_bert_dir: Path, monkeypatch: py
         method.build(AutoModelForSequenceClassification.from_pretrained(tiny_bert_dir), method.options(), None)
 
 
-TOY = '''
+TOY = """
 from typing import Literal
 
 from goat_peft.methods import Method, register
@@ -116,7 +116,7 @@ register(
         saves_adapter=False,
     )
 )
-'''
+"""
 
 
 def test_a_method_added_in_one_file(classify: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

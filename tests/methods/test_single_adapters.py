@@ -44,7 +44,9 @@ def test_one_principal_expert_follows_pefts_pissa() -> None:
     targets = ["first", "second"]
     lora = LoraConfig(r=4, lora_alpha=8, init_lora_weights="pissa", target_modules=targets)
     theirs = get_peft_model(copy.deepcopy(base), lora)
-    ours = get_peft_model(copy.deepcopy(base), GoatConfig.from_preset("pissa", r=4, lora_alpha=8, target_modules=targets))
+    ours = get_peft_model(
+        copy.deepcopy(base), GoatConfig.from_preset("pissa", r=4, lora_alpha=8, target_modules=targets)
+    )
     expected, found = trajectory(theirs, x, target), trajectory(ours, x, target)
     assert (expected[-1] - expected[0]).abs().max() > 0.05  # it moved
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

@@ -15,7 +15,14 @@ from goat_peft.ops import use_path
 @pytest.mark.parametrize("path", ["torch", "triton"])
 def test_one_graph_and_equal_gradients(path: str, device: str) -> None:
     base = LlamaForCausalLM(
-        LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
     )
     model = get_peft_model(base.to(device), GoatConfig(r=4, num_experts=2, top_k=1)).train()
     torch._dynamo.reset()

@@ -57,10 +57,15 @@ class Tensors:
             return tensor.detach().clone().to(wide).requires_grad_()
 
         members = [
-            Experts(leaf(e.A), leaf(e.B), leaf(e.router), e.scale.to(wide), _to(e.residual_A, wide), _to(e.residual_B, wide)) for e in self.members
+            Experts(
+                leaf(e.A), leaf(e.B), leaf(e.router), e.scale.to(wide), _to(e.residual_A, wide), _to(e.residual_B, wide)
+            )
+            for e in self.members
         ]
         bases = None if self.bases is None else [Base(b.weight.to(dtype), _to(b.bias, dtype)) for b in self.bases]
-        return Tensors(self.x.detach().clone().to(dtype).requires_grad_(), members, bases, self.mask, self.grads, self.grad_p)
+        return Tensors(
+            self.x.detach().clone().to(dtype).requires_grad_(), members, bases, self.mask, self.grads, self.grad_p
+        )
 
     def gradients(self) -> list[Tensor]:
         return [self.x.grad, *(t.grad for e in self.members for t in (e.A, e.B, e.router))]
@@ -87,7 +92,11 @@ def draw(case: Case, device: str, dtype: torch.dtype) -> Tensors:
         for m in case.out
     ]
     # values that the narrow dtype holds exactly, so that only the arithmetic differs
-    bases = [Base((normal(m, n) / n**0.5).to(dtype).double(), normal(m).to(dtype).double()) for m in case.out] if case.base else None
+    bases = (
+        [Base((normal(m, n) / n**0.5).to(dtype).double(), normal(m).to(dtype).double()) for m in case.out]
+        if case.base
+        else None
+    )
     x = normal(case.tokens, n).to(dtype).double()
     mask = torch.rand(case.tokens, device=device) > 0.3 if case.masked else None
     grads = [normal(case.tokens, m).to(dtype).double() for m in case.out]
@@ -123,10 +132,14 @@ def test_forward_and_every_gradient(case: Case, dtype: torch.dtype, device: str)
     outputs, statistics = expected(exact, case)
     run(exact, outputs, statistics[:, : case.experts])
     with use_path("triton"):
-        found, found_statistics = routed_linears(fast.x, fast.members, Settings(case.top_k, 0.0, True), fast.mask, fast.bases)
+        found, found_statistics = routed_linears(
+            fast.x, fast.members, Settings(case.top_k, 0.0, True), fast.mask, fast.bases
+        )
         found_statistics = found_statistics.sum(1)
         run(fast, found, found_statistics[:, : case.experts])
-    for got, wanted in zip([*found, found_statistics, *fast.gradients()], [*outputs, statistics, *exact.gradients()], strict=True):
+    for got, wanted in zip(
+        [*found, found_statistics, *fast.gradients()], [*outputs, statistics, *exact.gradients()], strict=True
+    ):
         assert error(got, wanted) < TOLERANCE[dtype]
 
 
@@ -152,7 +165,9 @@ def kernel_mask(tokens: int, n: int, dropout: float, seed: int, device: str) -> 
 
     with torch.enable_grad():
         seed_tensor = torch.tensor([seed], device=device)
-        return fused.forward(torch.ones(tokens, n, device=device), None, [identity], Settings(1, dropout, False), None, seed_tensor).outputs[0]
+        return fused.forward(
+            torch.ones(tokens, n, device=device), None, [identity], Settings(1, dropout, False), None, seed_tensor, True
+        ).outputs[0]
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[8]], ids=str)
@@ -165,12 +180,32 @@ def test_dropout_draws_the_same_mask_in_forward_and_backward(case: Case, device:
     original, dense.dropout_mask = dense.dropout_mask, lambda *_: mask
     try:
         with torch.no_grad():
-            slow = dense.forward(drawn.x, drawn.bases, drawn.members, settings, drawn.mask, seed)
+            slow = dense.forward(drawn.x, drawn.bases, drawn.members, settings, drawn.mask, seed, True)
             grads, grad_statistics = [g.float() for g in drawn.grads], torch.ones_like(slow.statistics)
-            slow_back = dense.backward(grads, grad_statistics, drawn.x, drawn.bases, drawn.members, slow.saved, settings, drawn.mask, seed, True)
-            fast = fused.forward(drawn.x, drawn.bases, drawn.members, settings, drawn.mask, seed)
+            slow_back = dense.backward(
+                grads,
+                grad_statistics,
+                drawn.x,
+                drawn.bases,
+                drawn.members,
+                slow.saved,
+                settings,
+                drawn.mask,
+                seed,
+                True,
+            )
+            fast = fused.forward(drawn.x, drawn.bases, drawn.members, settings, drawn.mask, seed, True)
             fast_back = fused.backward(
-                grads, torch.ones_like(fast.statistics), drawn.x, drawn.bases, drawn.members, fast.saved, settings, drawn.mask, seed, True
+                grads,
+                torch.ones_like(fast.statistics),
+                drawn.x,
+                drawn.bases,
+                drawn.members,
+                fast.saved,
+                settings,
+                drawn.mask,
+                seed,
+                True,
             )
     finally:
         dense.dropout_mask = original
@@ -195,6 +230,8 @@ def test_the_router_keeps_the_precision_of_float32_in_sixteen_bits(device: str) 
         from goat_peft.ops import fused
 
         with torch.enable_grad():
-            logits = fused.forward(drawn.x.detach(), None, drawn.members, Settings(2, 0.0, True), None, None).saved.logits[0]
+            logits = fused.forward(
+                drawn.x.detach(), None, drawn.members, Settings(2, 0.0, True), None, None, True
+            ).saved.logits[0]
     wanted = drawn.x.double() @ drawn.members[0].router.double().T
     assert error(logits, wanted) < 2e-5

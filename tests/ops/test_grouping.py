@@ -14,7 +14,13 @@ from goat_peft import GoatConfig
 from goat_peft.ops import use_path
 
 LLAMA = LlamaConfig(
-    vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0
+    vocab_size=100,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    pad_token_id=0,
 )
 
 
@@ -36,7 +42,9 @@ def tokens(device: str) -> Tensor:
 
 
 def group_names(model: nn.Module) -> list[list[str]]:
-    return [[layer.name.rsplit(".", 1)[1] for layer in group.members] for group in model.base_model.routing.groups.groups]
+    return [
+        [layer.name.rsplit(".", 1)[1] for layer in group.members] for group in model.base_model.routing.groups.groups
+    ]
 
 
 def test_a_grouped_step_equals_the_first_one_which_was_not(model: nn.Module, device: str) -> None:
@@ -104,7 +112,9 @@ class TwoReaders(nn.Module):
 
 
 def test_a_group_whose_outputs_are_not_fetched_is_dissolved_and_harms_nothing(device: str) -> None:
-    model = get_peft_model(TwoReaders().to(device), GoatConfig(r=4, num_experts=2, target_modules=["one", "two"])).train()
+    model = get_peft_model(
+        TwoReaders().to(device), GoatConfig(r=4, num_experts=2, target_modules=["one", "two"])
+    ).train()
     x = torch.randn(6, 16, device=device)
     inner = model.base_model.model
     with use_path("triton"):
@@ -134,3 +144,54 @@ def test_a_disabled_adapter_gives_the_base_also_in_a_group(model: nn.Module, dev
         unloaded = model.unload()
         with torch.no_grad():
             assert torch.equal(disabled, unloaded(input_ids=ids).logits)
+
+
+def test_few_tokens_keep_what_a_backward_needs(model: nn.Module, device: str) -> None:
+    """Up to 16 tokens are a decoding step, unless gradients are wanted."""
+    ids = torch.randint(1, 100, (1, 7), device=device)
+    gradients = []
+    for path in ("torch", "triton"):
+        model.eval().zero_grad()
+        with use_path(path):
+            model(input_ids=ids, labels=ids).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    for slow, fast in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-6)
+
+
+def test_checkpointing_from_the_first_step_with_two_forwards_before_the_backward(model: nn.Module, device: str) -> None:
+    ids = tokens(device)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.config.use_cache = False
+    with use_path("triton"):
+        first = model(input_ids=ids, labels=ids).loss
+        second = model(input_ids=ids, labels=ids).loss
+        (first + second).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_changed_input_is_not_answered_from_the_group(device: str) -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(16, 8), nn.Linear(16, 8)
+            self.change = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone()
+            first = self.one(x)
+            if self.change:
+                x.add_(1)
+            return first + self.two(x)
+
+    model = get_peft_model(InPlace().to(device), GoatConfig(r=4, num_experts=2, target_modules=["one", "two"])).eval()
+    x = torch.randn(6, 16, device=device)
+    with torch.no_grad():
+        with use_path("triton"):
+            for _ in range(2):
+                model(x)
+            model.base_model.model.change = True
+            found = model(x)
+        with use_path("torch"):
+            wanted = model(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

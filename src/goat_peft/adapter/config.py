@@ -30,12 +30,16 @@ class GoatConfig(PeftConfig):
 
     r: int = field(
         default=8,
-        metadata={"help": "Total rank, shared by all experts: expert rank d = r / num_experts. A multiple of num_experts. Start with 8, or 32."},
+        metadata={
+            "help": "Total rank, shared by all experts: expert rank d = r / num_experts. A multiple of num_experts. Start with 8, or 32."
+        },
     )
     num_experts: int = field(default=8, metadata={"help": "Number of experts E. The paper uses 8."})
     top_k: int = field(
         default=2,
-        metadata={"help": "Experts active for a token, k in w = softmax over the k largest of Wz x. From 1 to num_experts. The paper uses 2."},
+        metadata={
+            "help": "Experts active for a token, k in w = softmax over the k largest of Wz x. From 1 to num_experts. The paper uses 2."
+        },
     )
     router: Literal["topk", "softmax", "threshold", "top_p"] = field(
         default="topk",
@@ -45,10 +49,17 @@ class GoatConfig(PeftConfig):
             "the fused operator. Start with 'topk'."
         },
     )
-    top_p: float = field(default=0.25, metadata={"help": "Probability that the experts of router='top_p' reach together. The paper's ablation uses 0.25."})
+    top_p: float = field(
+        default=0.25,
+        metadata={
+            "help": "Probability that the experts of router='top_p' reach together. The paper's ablation uses 0.25."
+        },
+    )
     shared_A: bool = field(
         default=False,
-        metadata={"help": "One A (d, n) for all experts, each with a B of its own (HydraLoRA). Needs init_weights='lora'. Leave False to start."},
+        metadata={
+            "help": "One A (d, n) for all experts, each with a B of its own (HydraLoRA). Needs init_weights='lora'. Leave False to start."
+        },
     )
     shared_experts: int = field(
         default=0,
@@ -84,9 +95,13 @@ class GoatConfig(PeftConfig):
     )
     eta: float = field(
         default=1.0,
-        metadata={"help": "Ratio of the full fine-tuning to the adapter learning rate in scaling='paper'. The paper uses 1, and 0.1 for commonsense."},
+        metadata={
+            "help": "Ratio of the full fine-tuning to the adapter learning rate in scaling='paper'. The paper uses 1, and 0.1 for commonsense."
+        },
     )
-    rho: float = field(default=10.0, metadata={"help": "Experts start with 1/rho of their singular values. The paper uses 10."})
+    rho: float = field(
+        default=10.0, metadata={"help": "Experts start with 1/rho of their singular values. The paper uses 10."}
+    )
     expert_scaling: Literal["uniform", "singular"] = field(
         default="uniform",
         metadata={
@@ -94,32 +109,50 @@ class GoatConfig(PeftConfig):
             "needs a segment initialisation. Start with 'uniform'."
         },
     )
-    lora_alpha: float = field(default=16, metadata={"help": "Alpha of scaling='lora' and 'rslora'; 'paper' ignores it. The paper uses 2 r."})
+    lora_alpha: float = field(
+        default=16, metadata={"help": "Alpha of scaling='lora' and 'rslora'; 'paper' ignores it. The paper uses 2 r."}
+    )
     lora_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout on the experts' input; router and residual see the input itself. The paper uses 0.05."}
+        default=0.0,
+        metadata={
+            "help": "Dropout on the experts' input; router and residual see the input itself. The paper uses 0.05."
+        },
     )
     router_aux_loss_coef: float = field(
         default=1e-3,
-        metadata={"help": "Coefficient of the balance loss L_b = sum_i f_i P_i, added to the loss a model returns while training. Start with 1e-3; 0 turns it off."},
+        metadata={
+            "help": "Coefficient of the balance loss L_b = sum_i f_i P_i, added to the loss a model returns while training. Start with 1e-3; 0 turns it off."
+        },
     )
     router_aux_loss_reduction: Literal["mean", "sum"] = field(
         default="mean",
-        metadata={"help": "How L_b of the adapted layers are combined: 'mean' does not depend on depth; 'sum' is the released code's. Start with 'mean'."},
+        metadata={
+            "help": "How L_b of the adapted layers are combined: 'mean' does not depend on depth; 'sum' is the released code's. Start with 'mean'."
+        },
     )
     fan_in_fan_out: bool = field(
-        default=False, metadata={"help": "Weight stored as (in, out), as in GPT-2's Conv1D. Found out by itself; leave False."}
+        default=False,
+        metadata={"help": "Weight stored as (in, out), as in GPT-2's Conv1D. Found out by itself; leave False."},
     )
     bias: Literal["none", "all", "goat_only"] = field(
-        default="none", metadata={"help": "Which biases train: 'none', 'all', or 'goat_only' (those of adapted modules). Start with 'none'."}
+        default="none",
+        metadata={
+            "help": "Which biases train: 'none', 'all', or 'goat_only' (those of adapted modules). Start with 'none'."
+        },
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules trained in full and saved with the adapter, for example a new classification head."}
+        default=None,
+        metadata={"help": "Modules trained in full and saved with the adapter, for example a new classification head."},
     )
     layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the layers to adapt; None adapts all of them. Needs target_modules as a list."}
+        default=None,
+        metadata={"help": "Indices of the layers to adapt; None adapts all of them. Needs target_modules as a list."},
     )
     layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the module list layers_to_transform counts in, such as 'layers' or 'h'. Only if it is not found by itself."}
+        default=None,
+        metadata={
+            "help": "Name of the module list layers_to_transform counts in, such as 'layers' or 'h'. Only if it is not found by itself."
+        },
     )
     check_base_weights: bool = field(
         default=True,
@@ -131,7 +164,9 @@ class GoatConfig(PeftConfig):
     format_version: int | None = field(
         default=None,
         compare=False,
-        metadata={"help": "Layout of a saved adapter. Written on saving, never set by hand: it says that the tensors exist and need no SVD."},
+        metadata={
+            "help": "Layout of a saved adapter. Written on saving, never set by hand: it says that the tensors exist and need no SVD."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -161,9 +196,15 @@ class GoatConfig(PeftConfig):
 
         need(is_int(self.num_experts) and self.num_experts >= 1, "num_experts", "must be a whole number of at least 1")
         need(is_int(self.r) and self.r >= 1, "r", "must be a whole number of at least 1")
-        need(self.r % self.num_experts == 0, "r", f"must be a multiple of num_experts={self.num_experts}, for example {self._nearest_rank()}")
         need(
-            is_int(self.top_k) and 1 <= self.top_k <= self.num_experts, "top_k", f"must be a whole number from 1 to num_experts={self.num_experts}"
+            self.r % self.num_experts == 0,
+            "r",
+            f"must be a multiple of num_experts={self.num_experts}, for example {self._nearest_rank()}",
+        )
+        need(
+            is_int(self.top_k) and 1 <= self.top_k <= self.num_experts,
+            "top_k",
+            f"must be a whole number from 1 to num_experts={self.num_experts}",
         )
         need(
             self.init_weights is False or (isinstance(self.init_weights, str) and self.init_weights in INIT_WEIGHTS),
@@ -177,8 +218,16 @@ class GoatConfig(PeftConfig):
         )
         for name in ("eta", "rho", "lora_alpha"):
             need(is_number(getattr(self, name)) and getattr(self, name) > 0, name, "must be a positive number")
-        need(is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1, "lora_dropout", "must be at least 0 and below 1")
-        need(is_number(self.router_aux_loss_coef) and self.router_aux_loss_coef >= 0, "router_aux_loss_coef", "must be 0 or more")
+        need(
+            is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1,
+            "lora_dropout",
+            "must be at least 0 and below 1",
+        )
+        need(
+            is_number(self.router_aux_loss_coef) and self.router_aux_loss_coef >= 0,
+            "router_aux_loss_coef",
+            "must be 0 or more",
+        )
         one_of("router", ROUTERS)
         need(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
         need(isinstance(self.shared_A, bool), "shared_A", "must be true or false")
@@ -206,11 +255,15 @@ class GoatConfig(PeftConfig):
             "'singular' needs the singular values of a segment initialisation: set init_weights to goat, principal, minor or random",
         )
         need(
-            not (isinstance(self.target_modules, str) and self.layers_to_transform is not None),
+            self.layers_to_transform is None or isinstance(self.target_modules, set | list),
             "layers_to_transform",
-            "works with target_modules given as a list of names, not as a string",
+            "works with target_modules given as a list of names, not as a string or None",
         )
-        need(self.layers_pattern is None or self.layers_to_transform is not None, "layers_pattern", "needs layers_to_transform as well")
+        need(
+            self.layers_pattern is None or self.layers_to_transform is not None,
+            "layers_pattern",
+            "needs layers_to_transform as well",
+        )
         need(
             self.format_version is None or (is_int(self.format_version) and 1 <= self.format_version <= FORMAT_VERSION),
             "format_version",

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from goat_peft.ops import MAX_MEMBERS
+
 if TYPE_CHECKING:
     from .layer import GoatLayer
-
-MAX_MEMBERS = 4
 
 
 class Group:
@@ -24,6 +24,7 @@ class Group:
     def __init__(self, members: list[GoatLayer]) -> None:
         self.members = members
         self._input: Tensor | None = None
+        self._state: object = None
         self._outputs: dict[str, Tensor] = {}
         for layer in members:
             layer.group = self
@@ -35,9 +36,9 @@ class Group:
             layer.group = None
 
     @property
-    def waiting(self) -> bool:
-        """Whether outputs have been computed that nobody fetched."""
-        return bool(self._outputs)
+    def waiting(self) -> set[str]:
+        """Names of the members whose outputs nobody fetched."""
+        return set(self._outputs)
 
     def forget(self) -> None:
         """Drop outputs nobody fetched."""
@@ -45,11 +46,11 @@ class Group:
 
     def put(self, x: Tensor, outputs: dict[str, Tensor]) -> None:
         """Keep the outputs of the other members for input x."""
-        self._input, self._outputs = x, outputs
+        self._input, self._state, self._outputs = x, _state(x), outputs
 
     def fetch(self, layer: GoatLayer, x: Tensor) -> Tensor | None:
-        """The output computed for `layer`, if it was for this very x."""
-        if self._input is not x or layer.name not in self._outputs:
+        """The output computed for `layer`, if it was for this very x, as it is now."""
+        if self._input is not x or layer.name not in self._outputs or self._state != _state(x):
             return None
         output = self._outputs.pop(layer.name)
         if not self._outputs:
@@ -57,7 +58,17 @@ class Group:
         return output
 
     def __getstate__(self) -> dict[str, object]:
-        return {"members": self.members, "_input": None, "_outputs": {}}
+        return {"members": self.members, "_input": None, "_state": None, "_outputs": {}}
+
+
+def _state(x: Tensor) -> tuple:
+    """What an output depends on besides x being the same object."""
+    return None if x.is_inference() else x._version, torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type)
+
+
+def _checkpointing() -> bool:
+    """Whether saved tensors are being intercepted, as non-reentrant checkpointing does: a second forward will follow, and must do the same."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 class GroupLearner:
@@ -68,39 +79,38 @@ class GroupLearner:
         self._runs: list[list[GoatLayer]] = []
         self._last: Tensor | None = None
         self._watching = True
+        self._checkpointed = False
 
     def begin(self) -> None:
-        """A forward starts: use what the last one taught."""
-        for run in self._runs:
+        """A forward starts: use what the last one taught, unless checkpoints may still have to repeat it as it was."""
+        for run in [] if self._checkpointed else self._runs:
             if 2 <= len(run) <= MAX_MEMBERS and len({layer.name for layer in run}) == len(run):
                 self.groups.append(Group(run))
-        self._watching = self._watching and not self._runs
-        self._runs, self._last = [], None
+        self._watching = self._watching and (self._checkpointed or not self._runs)
+        self._runs, self._last, self._checkpointed = [], None, False
         for group in self.groups:
             group.forget()
 
-    def end(self) -> None:
-        """A forward ended: dissolve the groups whose outputs were not fetched."""
+    def end(self) -> set[str]:
+        """A forward ended: dissolve the groups whose outputs were not fetched, and name those members."""
         self._last = None
+        unfetched: set[str] = set()
         for group in [group for group in self.groups if group.waiting]:
+            unfetched |= group.waiting
             group.dissolve()
             self.groups.remove(group)
+        return unfetched
 
     def saw(self, layer: GoatLayer, x: Tensor) -> None:
         """`layer` was called with x."""
         if not self._watching or torch.compiler.is_compiling():
             return
+        self._checkpointed = self._checkpointed or _checkpointing()
         if x is self._last:
             self._runs[-1].append(layer)
         else:
             self._runs.append([layer])
         self._last = x
-
-    def reset(self) -> None:
-        """Start over, as after a change of adapters."""
-        for group in self.groups:
-            group.dissolve()
-        self.__init__()  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_last": None, "_runs": []}

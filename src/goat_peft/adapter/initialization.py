@@ -66,7 +66,9 @@ def check_rank_fits(config: GoatConfig, in_features: int, out_features: int, mod
     if not config.uses_residual:
         return
     d, num_experts = config.expert_rank, config.num_experts
-    needed = {"goat": smallest // num_experts * (num_experts - 1) + d, "random": d}.get(str(config.init_weights), config.r)
+    needed = {"goat": smallest // num_experts * (num_experts - 1) + d, "random": d}.get(
+        str(config.init_weights), config.r
+    )
     if needed > smallest:
         raise ValueError(
             f"GoatConfig.r={config.r}: module '{module}' is {out_features} x {in_features} and has only {smallest} singular triplets, too few for "

@@ -135,7 +135,11 @@ class GoatLayer(BaseTunerLayer):
         meta = torch.device("meta")
         for name in self.adapter_layer_names + self.other_param_names:
             tensors = getattr(self, name)
-            if isinstance(tensors, nn.ParameterDict | BufferDict) and adapter_name in tensors and tensors[adapter_name].device != meta:
+            if (
+                isinstance(tensors, nn.ParameterDict | BufferDict)
+                and adapter_name in tensors
+                and tensors[adapter_name].device != meta
+            ):
                 tensors[adapter_name] = tensors[adapter_name].to(device)
 
     # ---- forward -----------------------------------------------------------------------------------------------------------------------
@@ -161,7 +165,12 @@ class GoatLayer(BaseTunerLayer):
         return Settings(config.active_experts or config.top_k, dropout, self.context.collects)
 
     def adapter_output(
-        self, x: Tensor, adapter_name: str, token_mask: Tensor | None, dtype: torch.dtype | None = None, on_base: bool = False
+        self,
+        x: Tensor,
+        adapter_name: str,
+        token_mask: Tensor | None,
+        dtype: torch.dtype | None = None,
+        on_base: bool = False,
     ) -> Tensor:
         """What adapter `adapter_name` adds to the base's output for input x (..., n), or with `on_base` that output and the base's together.
 
@@ -195,7 +204,9 @@ class GoatLayer(BaseTunerLayer):
         output, statistics = routed_softly(
             self._cast_input_dtype(x, dtype),
             self.experts(adapter_name),
-            SoftSettings(config.router, config.top_k, config.top_p, config.shared_experts, settings.dropout, settings.collect),
+            SoftSettings(
+                config.router, config.top_k, config.top_p, config.shared_experts, settings.dropout, settings.collect
+            ),
             self.goat_threshold.get(adapter_name),
             token_mask,
         )
@@ -208,6 +219,10 @@ class GoatLayer(BaseTunerLayer):
 
         Only on the fused path, where it saves time; elsewhere every forward stays the same to the bit, the first included.
         """
+        if not (
+            self.context.is_open or torch._C._current_graph_task_id() != -1
+        ):  # else weights might change before others ask
+            return False
         if self.group.members[0] is not self or torch.compiler.is_compiling() or path_for(x) != "triton":
             return False
         config = self.configs[adapter_name]
@@ -263,7 +278,15 @@ class GoatLayer(BaseTunerLayer):
 class Linear(nn.Module, GoatLayer):
     """GOAT on an `nn.Linear`, a `Conv1D`, or a quantised linear PEFT can dequantise."""
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: GoatConfig, context: RoutingContext, module: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: GoatConfig,
+        context: RoutingContext,
+        module: str,
+        **kwargs: Any,
+    ) -> None:
         super().__init__()
         GoatLayer.__init__(self, base_layer, context, module)
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **kwargs)
@@ -275,7 +298,11 @@ class Linear(nn.Module, GoatLayer):
         active = [name for name in self.active_adapters if name in self.goat_A]
         if self.disable_adapters or adapter_names is not None or not active:
             result = self.base_layer(x, *args, **kwargs)
-            return result if self.disable_adapters or adapter_names is None else self._mixed_batch(x, result, adapter_names)
+            return (
+                result
+                if self.disable_adapters or adapter_names is None
+                else self._mixed_batch(x, result, adapter_names)
+            )
         if self.group is not None and (fetched := self.group.fetch(self, x)) is not None:
             return fetched
         token_mask = self.context.token_mask(x, self.name) if self.context.collects else None

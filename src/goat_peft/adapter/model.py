@@ -43,7 +43,9 @@ class GoatModel(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: GoatConfig, adapter_name: str) -> None:
         existing = next(_layers(model), None)
-        if existing is not None:  # injected before, around PEFT's wrapper: one context and one set of hooks serve the model
+        if (
+            existing is not None
+        ):  # injected before, around PEFT's wrapper: one context and one set of hooks serve the model
             self.routing, self._handles = existing.context, []
             return
         self.routing = RoutingContext()
@@ -58,7 +60,9 @@ class GoatModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         config = self.peft_config[adapter_name]
-        self.routing.terms[adapter_name] = BalanceTerm(config.active_experts, config.router_aux_loss_coef, config.router_aux_loss_reduction)
+        self.routing.terms[adapter_name] = BalanceTerm(
+            config.active_experts, config.router_aux_loss_coef, config.router_aux_loss_reduction
+        )
         self.routing.layers = [layer.name for layer in _layers(model)]
         encoder = _encoder_of(model)
         self.routing.encoder_layers = set() if encoder is None else {layer.name for layer in _layers(encoder)}
@@ -68,7 +72,9 @@ class GoatModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: GoatConfig, model_config: dict) -> GoatConfig:
         if peft_config.target_modules is None:
             if not isinstance(self.model, PreTrainedModel):
-                raise ValueError("Please specify `target_modules` in `GoatConfig`: the model is not a transformers model, so 'all-linear' is not defined.")
+                raise ValueError(
+                    "Please specify `target_modules` in `GoatConfig`: the model is not a transformers model, so 'all-linear' is not defined."
+                )
             peft_config.target_modules = INCLUDE_LINEAR_LAYERS_SHORTHAND
         return peft_config
 
@@ -94,7 +100,9 @@ class GoatModel(BaseTuner):
                 "transformers.pytorch_utils.Conv1D; take it out of target_modules."
             )
         peft_config.fan_in_fan_out = isinstance(base, Conv1D)
-        new = Linear(target, adapter_name, peft_config, self.routing, current_key, **get_quantization_kwargs(self.model))
+        new = Linear(
+            target, adapter_name, peft_config, self.routing, current_key, **get_quantization_kwargs(self.model)
+        )
         if adapter_name not in self.active_adapters:
             new.requires_grad_(False)
         self._replace_module(parent, target_name, new, target)
@@ -126,12 +134,18 @@ class GoatModel(BaseTuner):
     # ---- saving and loading ------------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def _get_adapter_state_dict(cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict, unwanted_adapter_names: list) -> dict:
-        _initialize(model, adapter_name)  # an adapter read from a config alone, never used: its tensors alias the state dict's
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict, unwanted_adapter_names: list
+    ) -> dict:
+        _initialize(
+            model, adapter_name
+        )  # an adapter read from a config alone, never used: its tensors alias the state dict's
         return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict) -> dict:
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict
+    ) -> dict:
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         _check_loaded_tensors(model, config, adapter_name, remapped)
         return remapped
@@ -139,6 +153,10 @@ class GoatModel(BaseTuner):
     # ---- forward -----------------------------------------------------------------------------------------------------------------------
 
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if getattr(module, "_is_replica", False):
+            raise RuntimeError(
+                "GOAT does not work in nn.DataParallel, whose replicas share one router state; start one process a GPU, with torchrun or accelerate."
+            )
         self.routing.begin(module.training, _named_inputs(module, args, kwargs), _encoder_of(module) is not None)
 
     def _after_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
@@ -189,7 +207,9 @@ class GoatModel(BaseTuner):
         for module in self.modules():
             if isinstance(module, GoatLayer | AuxiliaryTrainingWrapper):
                 names = adapter_names if id(module) in in_encoder else repeated  # beams are formed after the encoder
-                handles.append(module.register_forward_pre_hook(partial(_pass_adapter_names, names=names), with_kwargs=True))
+                handles.append(
+                    module.register_forward_pre_hook(partial(_pass_adapter_names, names=names), with_kwargs=True)
+                )
         try:
             yield
         finally:
@@ -242,8 +262,12 @@ def _layers(model: nn.Module) -> Iterator[GoatLayer]:
 
 def _initialize(model: nn.Module, adapter_name: str) -> None:
     """Initialise the pending layers of an adapter that have real weights, with a progress bar where there are many."""
-    pending = [layer for layer in _layers(model) if adapter_name in layer.pending and not layer.goat_A[adapter_name].is_meta]
-    for layer in tqdm(pending, desc="Initialising GOAT experts", unit="layer", disable=len(pending) < _PROGRESS_FROM, leave=False):
+    pending = [
+        layer for layer in _layers(model) if adapter_name in layer.pending and not layer.goat_A[adapter_name].is_meta
+    ]
+    for layer in tqdm(
+        pending, desc="Initialising GOAT experts", unit="layer", disable=len(pending) < _PROGRESS_FROM, leave=False
+    ):
         layer.initialize(adapter_name)
 
 
@@ -260,7 +284,9 @@ def _encoder_of(model: nn.Module) -> nn.Module | None:
     return model.get_encoder()
 
 
-def _pass_adapter_names(module: nn.Module, args: tuple, kwargs: dict[str, Any], names: list[str]) -> tuple[tuple, dict[str, Any]]:
+def _pass_adapter_names(
+    module: nn.Module, args: tuple, kwargs: dict[str, Any], names: list[str]
+) -> tuple[tuple, dict[str, Any]]:
     return args, kwargs | {"adapter_names": names}
 
 
@@ -270,18 +296,24 @@ def _share_of_items(model: nn.Module, inputs: dict[str, Any]) -> Tensor | float:
     if total is None or not isinstance(inputs.get("labels"), Tensor):
         return 1.0
     is_causal = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
-    items = counted_labels(inputs, is_causal and not getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    items = counted_labels(
+        inputs, is_causal and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    )
     return items / torch.as_tensor(total, device=items.device)
 
 
-def _check_loaded_tensors(model: nn.Module, config: GoatConfig, adapter_name: str, state_dict: dict[str, Tensor]) -> None:
+def _check_loaded_tensors(
+    model: nn.Module, config: GoatConfig, adapter_name: str, state_dict: dict[str, Tensor]
+) -> None:
     """Refuse adapter tensors that are missing, not wanted, of another shape, not finite, or trained on another base.
 
     Raises `ValueError` naming the first offender and what to do.
     """
     for key in state_dict:  # those with a place carry the adapter's name at their end by now
         if key.rpartition(".")[2].startswith(PREFIX):
-            raise ValueError(f"Adapter '{adapter_name}': the file's tensor {key} has no place in this base and config; load it on the base it was trained on.")
+            raise ValueError(
+                f"Adapter '{adapter_name}': the file's tensor {key} has no place in this base and config; load it on the base it was trained on."
+            )
     samples: dict[str, tuple[Tensor, Tensor]] = {}
     for name, layer in model.named_modules():
         if not isinstance(layer, GoatLayer) or adapter_name not in layer.goat_A:
@@ -292,14 +324,18 @@ def _check_loaded_tensors(model: nn.Module, config: GoatConfig, adapter_name: st
             own = getattr(layer, kind)[adapter_name]
             found = state_dict.get(f"{name}.{kind}.{adapter_name}")
             if found is None:
-                raise ValueError(f"Adapter '{adapter_name}': the file has no tensor {kind} for module '{name}'; it is incomplete or from another model.")
+                raise ValueError(
+                    f"Adapter '{adapter_name}': the file has no tensor {kind} for module '{name}'; it is incomplete or from another model."
+                )
             if found.shape != own.shape:
                 raise ValueError(
                     f"Adapter '{adapter_name}': tensor {kind} of module '{name}' has shape {tuple(found.shape)}, this base and config need "
                     f"{tuple(own.shape)}; load it on the base it was trained on."
                 )
             if not torch.isfinite(found).all():
-                raise ValueError(f"Adapter '{adapter_name}': tensor {kind} of module '{name}' holds NaN or infinite values; the file is damaged.")
+                raise ValueError(
+                    f"Adapter '{adapter_name}': tensor {kind} of module '{name}' holds NaN or infinite values; the file is damaged."
+                )
         if not layer.get_base_layer().weight.is_meta:
             samples[name] = (state_dict[f"{name}.goat_base_sample.{adapter_name}"], layer.base_sample())
     if config.check_base_weights:

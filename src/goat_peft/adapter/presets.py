@@ -28,7 +28,12 @@ def released(overrides: Mapping[str, Any]) -> dict[str, Any]:
     chosen = PAPER | {"scaling": "lora", "router_aux_loss_reduction": "sum"} | dict(overrides)
     if "router_aux_loss_coef" not in overrides:
         chosen["router_aux_loss_coef"] = PAPER["router_aux_loss_coef"] * chosen["top_k"]
-    return chosen
+    return _with_alpha(chosen)
+
+
+def _with_alpha(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Alpha is twice the total rank in every setting of the paper (METHOD section 3), so that `alpha / d` is 16 for 8 experts."""
+    return {"lora_alpha": 2 * chosen.get("r", 8)} | chosen
 
 
 BASELINE: dict[str, Any] = PAPER | {
@@ -40,17 +45,18 @@ BASELINE: dict[str, Any] = PAPER | {
 
 def molora(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """MoLoRA (arXiv 2309.05444) as METHOD section 2 has it: Kaiming A, zero B, 2 of 8 experts, scale `alpha / d`; its paper has no balance loss."""
-    return BASELINE | dict(overrides)
+    return _with_alpha(BASELINE | dict(overrides))
 
 
 def hydralora(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """HydraLoRA (arXiv 2404.19245) as METHOD section 2 counts it: one A of rank d, a B per expert, softmax over all experts, no balance loss."""
-    return BASELINE | {"router": "softmax", "shared_A": True} | dict(overrides)
+    return _with_alpha(BASELINE | {"router": "softmax", "shared_A": True} | dict(overrides))
 
 
 def adamole(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """AdaMoLE (arXiv 2405.00361): experts above a learned threshold, else as MoLoRA. It trains with a balance loss; the coefficient 1e-3 is GOAT's."""
-    return BASELINE | {"router": "threshold", "router_aux_loss_coef": PAPER["router_aux_loss_coef"]} | dict(overrides)
+    chosen = BASELINE | {"router": "threshold", "router_aux_loss_coef": PAPER["router_aux_loss_coef"]} | dict(overrides)
+    return _with_alpha(chosen)
 
 
 ONE_EXPERT: dict[str, Any] = {

@@ -62,7 +62,9 @@ class _Forward:
     mask: Tensor | None = None  # of the tokens an encoder, or a model without one, reads
     decoder_mask: Tensor | None = None
     encoder_output: Tensor | None = None  # what cross-attention reads
-    records: dict[tuple[str, int | None], list[tuple[tuple[str, ...], Tensor]]] = field(default_factory=dict)  # as layers handed them in
+    records: dict[tuple[str, int | None], list[tuple[tuple[str, ...], Tensor]]] = field(
+        default_factory=dict
+    )  # as layers handed them in
     totals: list[_Totals] = field(default_factory=list)  # once it has ended
     delivered: bool = False
 
@@ -114,7 +116,9 @@ class RoutingContext:
             decoder_mask=decoder_mask,
             encoder_output=encoder_output,
         )
-        if self._forward.learns or not training:  # some trainers look at the model in between, without gradients, for their metrics
+        if (
+            self._forward.learns or not training
+        ):  # some trainers look at the model in between, without gradients, for their metrics
             self._learning = self._forward
 
     def leave_encoder(self, output: Tensor | None) -> None:
@@ -127,10 +131,10 @@ class RoutingContext:
         if not self._open:
             return
         self._open = False
-        self.groups.end()
+        unfetched = self.groups.end()
         forward = self._forward
         forward.mask = forward.decoder_mask = forward.encoder_output = None
-        forward.totals = _add_up(forward.records)
+        forward.totals = _add_up(forward.records, unfetched)
         forward.records = {}
         for total in forward.totals:
             key = (total.adapter, total.top_k, total.layers)
@@ -143,6 +147,11 @@ class RoutingContext:
         """`layer` is called with x; see `grouping`."""
         if self._open:
             self.groups.saw(layer, x)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a forward of the whole model is under way."""
+        return self._open
 
     @property
     def collects(self) -> bool:
@@ -229,7 +238,10 @@ class RoutingContext:
             for layer, row in zip(layers, stacked.double().cpu(), strict=True):
                 totals[adapter, layer] = totals[adapter, layer] + row if (adapter, layer) in totals else row
         order = {layer: position for position, layer in enumerate(self.layers)}
-        return [_usage_row(layer, adapter, totals[adapter, layer]) for adapter, layer in sorted(totals, key=lambda k: (k[0], order[k[1]]))]
+        return [
+            _usage_row(layer, adapter, totals[adapter, layer])
+            for adapter, layer in sorted(totals, key=lambda k: (k[0], order[k[1]]))
+        ]
 
     def reset_usage(self) -> None:
         """Forget the usage so far."""
@@ -256,16 +268,26 @@ def _as_mask(value: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) and value.dim() == 2 else None
 
 
-def _add_up(records: dict[tuple[str, int | None], list[tuple[tuple[str, ...], Tensor]]]) -> list[_Totals]:
-    """Sum what layers handed in over blocks of tokens, all layers of the same shape at once."""
+def _add_up(
+    records: dict[tuple[str, int | None], list[tuple[tuple[str, ...], Tensor]]], unfetched: set[str]
+) -> list[_Totals]:
+    """Sum what layers handed in over blocks of tokens, all layers of the same shape at once, less members whose group's work was not used."""
     found = []
-    for (adapter, top_k), rows in records.items():
+    for (adapter, top_k), handed in records.items():
+        rows = [_used(layers, row, unfetched) for layers, row in handed]
         device = rows[0][1].device  # layers may live on several devices
         for shape in dict.fromkeys(row.shape[1:] for _, row in rows):
             same = [(layers, row.to(device)) for layers, row in rows if row.shape[1:] == shape]
             names = tuple(name for layers, _ in same for name in layers)
             found.append(_Totals(adapter, top_k, names, torch.cat([row for _, row in same]).sum(1)))
     return found
+
+
+def _used(layers: tuple[str, ...], row: Tensor, unfetched: set[str]) -> tuple[tuple[str, ...], Tensor]:
+    if len(layers) == 1 or not unfetched & set(layers):
+        return layers, row
+    kept = [index for index, layer in enumerate(layers) if layer not in unfetched]
+    return tuple(layers[index] for index in kept), row[kept]
 
 
 def _usage_row(layer: str, adapter: str, row: Tensor) -> ExpertUsage:

@@ -15,9 +15,13 @@ class BalanceLossMixin:
     fused log-probabilities, already carry the balance loss, it adds nothing.
     """
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         share = self._share_of_accumulated_batch(inputs, num_items_in_batch)
-        outcome = super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)  # type: ignore[misc]
+        outcome = super().compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )  # type: ignore[misc]
         if not model.training:
             return outcome
         aux = self.accelerator.unwrap_model(model).routing.undelivered_loss()  # type: ignore[attr-defined]
@@ -27,7 +31,9 @@ class BalanceLossMixin:
 
     def _share_of_accumulated_batch(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
         """Weight of this micro-batch: 1 where the trainer averages micro-batches itself, else its share of the batch's label tokens."""
-        normalised = num_items_in_batch is not None and (self.model_accepts_loss_kwargs or self.compute_loss_func is not None)  # type: ignore[attr-defined]
+        normalised = num_items_in_batch is not None and (
+            self.model_accepts_loss_kwargs or self.compute_loss_func is not None
+        )  # type: ignore[attr-defined]
         if not normalised or not isinstance(inputs.get("labels"), Tensor):
             return 1.0
         items = counted_labels(inputs, getattr(self, "_loss_shifts_labels", False))

@@ -38,7 +38,9 @@ def measure(args: argparse.Namespace, method: str, batch: int, graph: bool) -> d
     torch.manual_seed(0)
     reset_memory(args.device)
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    model = apply_method(method, build_base(args.shape, args.layers, dtype, args.device), args.rank, args.experts, args.top_k, 0.0).eval()
+    model = apply_method(
+        method, build_base(args.shape, args.layers, dtype, args.device), args.rank, args.experts, args.top_k, 0.0
+    ).eval()
     with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.autocast):
         step = decoding_step(model, batch, args.device)
         milliseconds = median_ms(captured(step) if graph else step, args.device, 5, 20 if method == "loop" else 50)
@@ -50,7 +52,11 @@ def measure(args: argparse.Namespace, method: str, batch: int, graph: bool) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="llama-2-7b", choices=[name for name, config in SHAPES.items() if config.model_type == "llama"])
+    parser.add_argument(
+        "--shape",
+        default="llama-2-7b",
+        choices=[name for name, config in SHAPES.items() if config.model_type == "llama"],
+    )
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rank", type=int, default=32)
@@ -64,13 +70,18 @@ def main() -> None:
     about = environment(args.device)
     for graph in (False, True) if args.device == "cuda" else (False,):
         for batch in map(int, args.batches.split(",")):
-            methods = [name for name in args.methods.split(",") if not (graph and name == "loop")]  # a loop over experts cannot be captured
+            methods = [
+                name for name in args.methods.split(",") if not (graph and name == "loop")
+            ]  # a loop over experts cannot be captured
             rows = [measure(args, method, batch, graph) for method in methods]
             lora = next((row["token_ms"] for row in rows if row["method"] == "lora"), None)
             for row in rows:
                 row["over_lora"] = row["token_ms"] / lora if lora else None
                 kind = "graph" if graph else "eager"
-                print(f"{args.shape} batch {batch:<2} {kind} {row['method']:6} {row['token_ms']:8.3f} ms a token  {row['over_lora'] or 0:6.3f} x lora", flush=True)
+                print(
+                    f"{args.shape} batch {batch:<2} {kind} {row['method']:6} {row['token_ms']:8.3f} ms a token  {row['over_lora'] or 0:6.3f} x lora",
+                    flush=True,
+                )
             append_rows(args.results, [row | about for row in rows])
 
 

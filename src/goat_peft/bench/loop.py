@@ -14,7 +14,9 @@ class LoopLinear(nn.Module):
         rank, device = r // num_experts, base.weight.device
         self.router = nn.Linear(base.in_features, num_experts, bias=False, device=device)
         self.A = nn.ModuleList(nn.Linear(base.in_features, rank, bias=False, device=device) for _ in range(num_experts))
-        self.B = nn.ModuleList(nn.Linear(rank, base.out_features, bias=False, device=device) for _ in range(num_experts))
+        self.B = nn.ModuleList(
+            nn.Linear(rank, base.out_features, bias=False, device=device) for _ in range(num_experts)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Input (..., n), output (..., m)."""

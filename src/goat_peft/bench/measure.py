@@ -67,7 +67,9 @@ def peak_gib(device: str) -> float | None:
 def environment(device: str) -> dict[str, Any]:
     """Device, versions, date and command of this run."""
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "-m", *_module_name(), *sys.argv[1:]]),

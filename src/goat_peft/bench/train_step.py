@@ -20,7 +20,9 @@ def training_step(model: nn.Module, batch: int, length: int, device: str, autoca
     ids = torch.randint(0, vocabulary, (batch, length), device=device)
     labels = ids if model.config.model_type == "llama" else ids[:, 0] % 2
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=device == "cuda", capturable=device == "cuda") if trained else None
+    optimizer = (
+        torch.optim.AdamW(trained, lr=1e-4, fused=device == "cuda", capturable=device == "cuda") if trained else None
+    )
 
     def step() -> None:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
@@ -38,7 +40,9 @@ def measure(args: argparse.Namespace, method: str, r: int, num_experts: int, bat
     torch.manual_seed(0)
     reset_memory(args.device)
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    model = apply_method(method, build_base(args.shape, args.layers, dtype, args.device), r, num_experts, args.top_k, args.dropout)
+    model = apply_method(
+        method, build_base(args.shape, args.layers, dtype, args.device), r, num_experts, args.top_k, args.dropout
+    )
     model.train()
     runner = torch.compile(model, fullgraph=method != "loop", dynamic=None) if args.compile else model
     step = training_step(runner, batch, length, args.device, autocast=args.device == "cuda")
@@ -63,7 +67,11 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--graph", action="store_true", help="capture the step as a CUDA graph: what the device needs, whatever the host's speed")
+    parser.add_argument(
+        "--graph",
+        action="store_true",
+        help="capture the step as a CUDA graph: what the device needs, whatever the host's speed",
+    )
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/train_step.json"))

@@ -15,12 +15,23 @@ LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 BERT_LINEARS = ("query", "key", "value", "dense")
 
 SHAPES = {
-    "llama-2-7b": LlamaConfig(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32, vocab_size=32000),
-    "llama-3-8b": LlamaConfig(hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256),
-    "smollm2-135m": LlamaConfig(
-        hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=30, vocab_size=49152
+    "llama-2-7b": LlamaConfig(
+        hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32, vocab_size=32000
     ),
-    "minilm-l6": BertConfig(hidden_size=384, intermediate_size=1536, num_attention_heads=12, num_hidden_layers=6, vocab_size=30522),
+    "llama-3-8b": LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256
+    ),
+    "smollm2-135m": LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        num_hidden_layers=30,
+        vocab_size=49152,
+    ),
+    "minilm-l6": BertConfig(
+        hidden_size=384, intermediate_size=1536, num_attention_heads=12, num_hidden_layers=6, vocab_size=30522
+    ),
 }
 METHODS = ("floor", "lora", "loop", "goat")
 
@@ -33,7 +44,9 @@ def build_base(shape: str, layers: int, dtype: torch.dtype, device: str) -> nn.M
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = BertForSequenceClassification(config) if isinstance(config, BertConfig) else LlamaForCausalLM(config)
+            model = (
+                BertForSequenceClassification(config) if isinstance(config, BertConfig) else LlamaForCausalLM(config)
+            )
     finally:
         torch.set_default_dtype(before)
     model.config.use_cache = False
@@ -55,9 +68,23 @@ def apply_method(method: str, base: nn.Module, r: int, num_experts: int, top_k: 
         return add_loop_experts(base, names, r, num_experts, top_k)
     targets = list(names)
     if method == "lora":
-        return get_peft_model(base, LoraConfig(r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=targets, exclude_modules=["classifier", "pooler.dense"]))
+        return get_peft_model(
+            base,
+            LoraConfig(
+                r=r,
+                lora_alpha=2 * r,
+                lora_dropout=dropout,
+                target_modules=targets,
+                exclude_modules=["classifier", "pooler.dense"],
+            ),
+        )
     config = GoatConfig(
-        r=r, num_experts=num_experts, top_k=top_k, lora_dropout=dropout, target_modules=targets, exclude_modules=["classifier", "pooler.dense"]
+        r=r,
+        num_experts=num_experts,
+        top_k=top_k,
+        lora_dropout=dropout,
+        target_modules=targets,
+        exclude_modules=["classifier", "pooler.dense"],
     )
     model = get_peft_model(base, config, low_cpu_mem_usage=True)
     return _fill_experts(model)

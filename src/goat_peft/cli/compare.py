@@ -19,7 +19,9 @@ HELP = "Compare methods: learning rates chosen on validation, the choice scored 
 def compare(
     plan: Annotated[str, typer.Argument(help="YAML file, or a shipped plan (demo)")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as parallel=2")] = None,
-    output: Annotated[Path | None, typer.Option(help="folder of the comparison; runs/compare-NAME when not given")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="folder of the comparison; runs/compare-NAME when not given")
+    ] = None,
 ) -> None:
     """Run what is missing, print the table."""
     from .. import compare as job
@@ -47,7 +49,17 @@ def compare(
 
 def _table(task: dict[str, Any], baseline: str) -> Table:
     """Build one task's table, the best first."""
-    table = Table("rank", "method", "lr", task["metric"], "sd", f"less {baseline} (95 % interval)", "trained", "seconds", title=task["name"])
+    table = Table(
+        "rank",
+        "method",
+        "lr",
+        task["metric"],
+        "sd",
+        f"less {baseline} (95 % interval)",
+        "trained",
+        "seconds",
+        title=task["name"],
+    )
     for row in sorted(task["rows"], key=lambda row: (row["rank"] is None, row["rank"])):
         if row["mean"] is None:
             table.add_row("", row["label"], "", "failed", "", "", "", "")

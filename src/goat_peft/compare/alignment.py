@@ -37,7 +37,11 @@ class Alignment:
         """`distance` ||g~ - eta g|| / ||eta g||, `cosine`, and `projection` <g~, g> / (eta ||g||^2): 1 where g~ is as long along g as `eta g`."""
         wanted = eta * self.full**0.5
         distance = max(self.equivalent - 2 * eta * self.inner + wanted**2, 0.0) ** 0.5 / wanted
-        return {"distance": distance, "cosine": self.inner / (self.equivalent * self.full) ** 0.5, "projection": self.inner / (eta * self.full)}
+        return {
+            "distance": distance,
+            "cosine": self.inner / (self.equivalent * self.full) ** 0.5,
+            "projection": self.inner / (eta * self.full),
+        }
 
 
 @dataclass
@@ -76,10 +80,14 @@ def measure(seen: dict[GoatLayer, _Seen], eta: float, adapter: str = "default") 
     expert, mixture = Alignment(), Alignment()
     for layer, own in seen.items():
         if len(own.inputs) != len(own.grads) or not own.inputs:
-            raise ValueError(f"layer={layer.name}: saw {len(own.inputs)} forwards and {len(own.grads)} backwards; measure after loss.backward().")
+            raise ValueError(
+                f"layer={layer.name}: saw {len(own.inputs)} forwards and {len(own.grads)} backwards; measure after loss.backward()."
+            )
         x, grad = torch.cat(own.inputs), torch.cat(own.grads)
         experts, config = layer.experts(adapter), layer.configs[adapter]
-        weights = routing_weights(x @ experts.router.T, config.router, config.top_k, config.top_p, _cut(layer, x, adapter))
+        weights = routing_weights(
+            x @ experts.router.T, config.router, config.top_k, config.top_p, _cut(layer, x, adapter)
+        )
         rank, moved = experts.rank, x.new_zeros(grad.shape[1], x.shape[1])
         for i in range(experts.num_experts):
             rows = slice(i * rank, (i + 1) * rank)
@@ -97,7 +105,9 @@ def _cut(layer: GoatLayer, x: Tensor, adapter: str) -> Tensor | None:
     return None if threshold is None else x @ threshold[:-1] + threshold[-1]
 
 
-def follow(model: PeftModel, batches: list[dict[str, Tensor]], rate: float, measured: set[int], eta: float) -> list[dict[str, Any]]:
+def follow(
+    model: PeftModel, batches: list[dict[str, Tensor]], rate: float, measured: set[int], eta: float
+) -> list[dict[str, Any]]:
     """Train with SGD, as the theory has it, a step per batch; measure before the steps in `measured` and, where it names it, after the last.
 
     Returns a point for each: step, loss, and the figures of `measure`.

@@ -26,7 +26,9 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any
     run_all([trial for trials in tuning.values() for trial in trials], plan.parallel, tell)
     chosen = {key: choose(trials, plan.metric) for key, trials in tuning.items()}
     final = {
-        (task, method.label): [_trial(plan, task, method, chosen[task, method.label], seed, "test", output) for seed in plan.seeds]
+        (task, method.label): [
+            _trial(plan, task, method, chosen[task, method.label], seed, "test", output) for seed in plan.seeds
+        ]
         for task in plan.recipes
         for method in plan.methods
         if chosen[task, method.label] is not None
@@ -59,7 +61,11 @@ def _cells(plan: Plan) -> list[tuple[str, str]]:
 
 def _trials(plan: Plan, task: str, label: str, split: str, output: Path) -> list[Trial]:
     method = next(method for method in plan.methods if method.label == label)
-    return [_trial(plan, task, method, rate, seed, split, output) for rate in method.learning_rates for seed in plan.tuning_seeds]
+    return [
+        _trial(plan, task, method, rate, seed, split, output)
+        for rate in method.learning_rates
+        for seed in plan.tuning_seeds
+    ]
 
 
 def _trial(plan: Plan, task: str, method: MethodPlan, rate: float | None, seed: int, split: str, output: Path) -> Trial:
@@ -68,9 +74,14 @@ def _trial(plan: Plan, task: str, method: MethodPlan, rate: float | None, seed: 
     return Trial(task, method.label, rate, seed, split, plan.recipe(task, method, rate, seed, split, folder))
 
 
-def _task(plan: Plan, task: str, tuning: dict[Any, list[Trial]], final: dict[Any, list[Trial]], output: Path) -> dict[str, Any]:
+def _task(
+    plan: Plan, task: str, tuning: dict[Any, list[Trial]], final: dict[Any, list[Trial]], output: Path
+) -> dict[str, Any]:
     """One task's rows: sweep, test values, statistics against the baseline."""
-    rows = [_row(plan, method, tuning[task, method.label], final.get((task, method.label), []), output) for method in plan.methods]
+    rows = [
+        _row(plan, method, tuning[task, method.label], final.get((task, method.label), []), output)
+        for method in plan.methods
+    ]
     baseline = final.get((task, plan.baseline), [])
     for row, rank in zip(rows, ranks([row["mean"] for row in rows]), strict=True):
         row["rank"] = rank
@@ -92,8 +103,13 @@ def _row(plan: Plan, method: MethodPlan, tuning: list[Trial], final: list[Trial]
         "source": found.source,
         "options": final[0].recipe.method.model_dump(mode="json") if final else method.options,
         "learning_rate": final[0].rate if final else None,
-        "sweep": [{"learning_rate": t.rate, "seed": t.seed, "value": o.value, "error": o.error, "run": _relative(t, output)} for t, o in sweep],
-        "test": [{"seed": t.seed, "value": o.value, "error": o.error, "run": _relative(t, output)} for t, o in outcomes],
+        "sweep": [
+            {"learning_rate": t.rate, "seed": t.seed, "value": o.value, "error": o.error, "run": _relative(t, output)}
+            for t, o in sweep
+        ],
+        "test": [
+            {"seed": t.seed, "value": o.value, "error": o.error, "run": _relative(t, output)} for t, o in outcomes
+        ],
         "mean": float(np.mean(values)) if whole else None,
         "sd": spread(values) if whole else None,
         "parameters": infos[0]["num_trainable_params"] if infos else None,
@@ -113,7 +129,9 @@ def _difference(method: list[Trial], baseline: list[Trial], plan: Plan, label: s
     values = [[trial.outcome(plan.metric).value for trial in side] for side in (method, baseline)]
     if label == plan.baseline or not all(values) or any(value is None for side in values for value in side):
         return nothing
-    correct = [[trial.correct() for trial in side] for side in (method, baseline)] if plan.metric == "accuracy" else None
+    correct = (
+        [[trial.correct() for trial in side] for side in (method, baseline)] if plan.metric == "accuracy" else None
+    )
     if correct is not None and all(row is not None for side in correct for row in side):
         found, over = paired_difference(*(np.array(side, dtype=np.float64) for side in correct)), "seeds and examples"
     else:
@@ -140,4 +158,13 @@ def _overall(plan: Plan, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _first_error(tasks: list[dict[str, Any]]) -> str:
-    return next((trial["error"] for task in tasks for row in task["rows"] for trial in [*row["sweep"], *row["test"]] if trial["error"]), "none")
+    return next(
+        (
+            trial["error"]
+            for task in tasks
+            for row in task["rows"]
+            for trial in [*row["sweep"], *row["test"]]
+            if trial["error"]
+        ),
+        "none",
+    )

@@ -26,9 +26,15 @@ class MethodPlan(Strict):
     """One line of the comparison."""
 
     name: str = Field(description="registered method")
-    label: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", description="what tables call it; the method's name when not given")
+    label: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        description="what tables call it; the method's name when not given",
+    )
     options: dict[str, Any] = Field({}, description="method options, over those of `common`")
-    learning_rates: list[PositiveFloat] = Field([], description="tried on validation; the method's own grid when not given")
+    learning_rates: list[PositiveFloat] = Field(
+        [], description="tried on validation; the method's own grid when not given"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -55,8 +61,12 @@ class Plan(Strict):
     overrides: list[str] = Field([], description="key=value for every recipe, as on the command line")
     common: dict[str, Any] = Field({}, description="method options given to every method that has them, such as r")
     methods: list[MethodPlan] = Field(min_length=1)
-    seeds: list[NonNegativeInt] = Field([0, 1, 2], min_length=1, description="of the final runs, which the test split scores")
-    tuning_seeds: list[NonNegativeInt] = Field([], description="of the runs that choose a learning rate; the first seed when not given")
+    seeds: list[NonNegativeInt] = Field(
+        [0, 1, 2], min_length=1, description="of the final runs, which the test split scores"
+    )
+    tuning_seeds: list[NonNegativeInt] = Field(
+        [], description="of the runs that choose a learning rate; the first seed when not given"
+    )
     metric: str = Field("accuracy", description="chooses the learning rate and ranks; larger is better")
     baseline: str = Field(description="label of the method that the others are compared with")
     parallel: PositiveInt = Field(1, description="runs at a time, as processes of their own when above 1")
@@ -77,10 +87,14 @@ class Plan(Strict):
             raise ValueError(f"baseline={self.baseline}: is not among the methods; {closest(self.baseline, labels)}")
         stems = [Path(source).stem for source in self.recipes]
         if len(set(stems)) != len(stems):
-            raise ValueError(f"recipes: {', '.join(self.recipes)} share a file name, which names their folders; rename one")
+            raise ValueError(
+                f"recipes: {', '.join(self.recipes)} share a file name, which names their folders; rename one"
+            )
         trials = {method.label: len(method.learning_rates) for method in self.methods}
         if len(set(trials.values())) > 1:
-            raise ValueError(f"methods: the numbers of learning rates differ ({trials}); a fair comparison gives every method as many trials")
+            raise ValueError(
+                f"methods: the numbers of learning rates differ ({trials}); a fair comparison gives every method as many trials"
+            )
         self.tuning_seeds = self.tuning_seeds or self.seeds[:1]
         return self
 

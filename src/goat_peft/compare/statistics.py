@@ -22,7 +22,9 @@ class Difference:
     high: float | None
 
 
-def paired_difference(method: Floats, baseline: Floats, confidence: float = 0.95, draws: int = _DRAWS, seed: int = 0) -> Difference:
+def paired_difference(
+    method: Floats, baseline: Floats, confidence: float = 0.95, draws: int = _DRAWS, seed: int = 0
+) -> Difference:
     """Bootstrap the mean of `method - baseline`, both (seeds,) or (seeds, examples), the same seed and example in the same place.
 
     Seeds and examples are drawn with replacement, each draw for both methods at once, so that what makes a seed lucky or an example hard cancels.
@@ -31,7 +33,9 @@ def paired_difference(method: Floats, baseline: Floats, confidence: float = 0.95
     Raises `ValueError` for arrays of different shapes.
     """
     if method.shape != baseline.shape:
-        raise ValueError(f"method has shape {method.shape}, baseline {baseline.shape}: pair them by seed and example first.")
+        raise ValueError(
+            f"method has shape {method.shape}, baseline {baseline.shape}: pair them by seed and example first."
+        )
     gaps = (method - baseline).reshape(len(method), -1).astype(np.float64)
     seeds, examples = gaps.shape
     if gaps.size == 1:

@@ -39,7 +39,9 @@ class Trial:
             return False
         stored = self.path / records.RECIPE
         if not stored.is_file() or stored.read_text(encoding="utf-8") != to_yaml(self.recipe):
-            raise UserError(f"output={self.path}: holds a run with other settings; give another --output, or remove that folder")
+            raise UserError(
+                f"output={self.path}: holds a run with other settings; give another --output, or remove that folder"
+            )
         drop_weights(self.path)
         return True
 

@@ -29,4 +29,6 @@ class AdapterOptions(MethodOptions):
 def build(model: nn.Module, options: AdapterOptions, task_type: TaskType | None) -> nn.Module:
     """Wrap the model with a LoRA adapter of the method's kind."""
     check_targets(model, options.target_modules)
-    return get_peft_model(model, LoraConfig(task_type=task_type, **options.fixed, **options.model_dump(exclude={"name"})))
+    return get_peft_model(
+        model, LoraConfig(task_type=task_type, **options.fixed, **options.model_dump(exclude={"name"}))
+    )

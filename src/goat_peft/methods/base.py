@@ -48,7 +48,9 @@ class Method:
 
     def __post_init__(self) -> None:
         if len(self.learning_rates) != GRID:
-            raise ValueError(f"learning_rates={self.learning_rates}: give {GRID}, so that every method gets the same number of trials.")
+            raise ValueError(
+                f"learning_rates={self.learning_rates}: give {GRID}, so that every method gets the same number of trials."
+            )
 
 
 def register(method: Method) -> Method:

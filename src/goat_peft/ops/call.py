@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+MAX_MEMBERS = 4  # of a group
+
 
 @dataclass(frozen=True)
 class Experts:

@@ -15,12 +15,17 @@ def topk_weights(logits: Tensor, top_k: int) -> Tensor:
     return torch.zeros_like(logits).scatter_(-1, experts, torch.softmax(values, dim=-1))
 
 
-def routing_statistics(logits: Tensor, weights: Tensor, token_mask: Tensor | None) -> Tensor:
-    """Statistics (1, 2 E + 2) of one call, a single block of tokens; see `routed_experts_reference`."""
+def statistics_rows(logits: Tensor, weights: Tensor) -> Tensor:
+    """Each token's part of the statistics, (tokens, 2 E + 2); see `routed_experts_reference`."""
     log_probabilities = torch.log_softmax(logits, dim=-1)
     probabilities = log_probabilities.exp()
     entropy = -(probabilities * log_probabilities).sum(-1, keepdim=True)
-    rows = torch.cat([probabilities, (weights > 0).to(logits.dtype), entropy, torch.ones_like(entropy)], dim=-1)
+    return torch.cat([probabilities, (weights > 0).to(logits.dtype), entropy, torch.ones_like(entropy)], dim=-1)
+
+
+def routing_statistics(logits: Tensor, weights: Tensor, token_mask: Tensor | None) -> Tensor:
+    """Statistics (1, 2 E + 2) of one call, a single block of tokens."""
+    rows = statistics_rows(logits, weights)
     return rows.sum(0, keepdim=True) if token_mask is None else token_mask.to(rows.dtype)[None] @ rows
 
 
@@ -37,9 +42,14 @@ def dropout_mask(x: Tensor, dropout: float, seed: Tensor | None) -> Tensor | Non
 def _stacked_A(experts: Experts, dtype: torch.dtype) -> Tensor:
     """`[A; A0; router]`, the rows that one product with x serves; the router joins only where it loses no precision."""
     rows = [experts.A] if experts.residual_A is None else [experts.A, experts.residual_A]
-    if dtype == experts.router.dtype:
+    if _router_joins(experts, dtype):
         rows.append(experts.router)
     return torch.cat(rows).to(dtype)
+
+
+def _router_joins(experts: Experts, dtype: torch.dtype) -> bool:
+    """Whether the router can be multiplied along with A without losing precision."""
+    return dtype == experts.router.dtype and dtype in (torch.float32, torch.float64)
 
 
 def _stacked_B(experts: Experts, dtype: torch.dtype) -> Tensor:
@@ -54,11 +64,17 @@ def _expand(per_expert: Tensor, experts: Experts, dtype: torch.dtype) -> Tensor:
 
 
 def forward(
-    x: Tensor, bases: list[Base] | None, members: list[Experts], settings: Settings, token_mask: Tensor | None, seed: Tensor | None
+    x: Tensor,
+    bases: list[Base] | None,
+    members: list[Experts],
+    settings: Settings,
+    token_mask: Tensor | None,
+    seed: Tensor | None,
+    keep: bool,
 ) -> Result:
     """Each member's output for tokens x (tokens, n), on top of its base's where `bases` are given.
 
-    Computes in x's dtype, the router in float32 at least.
+    Computes in x's dtype, the router in float32 at least. `keep` says whether a backward may follow; this path does the same either way.
     """
     kept = dropout_mask(x, settings.dropout, seed)
     outputs, hidden, weights, logits, statistics = [], [], [], [], []
@@ -88,7 +104,7 @@ def _products(x: Tensor, experts: Experts, kept: Tensor | None) -> tuple[Tensor,
         product = F.linear(x, stacked)
     else:
         product = torch.cat([F.linear(x * kept, stacked[:r]), F.linear(x, stacked[r:])], dim=-1)
-    if dtype == experts.router.dtype:
+    if _router_joins(experts, dtype):
         return product, product[:, -experts.num_experts :].to(torch.promote_types(dtype, torch.float32))
     return product, F.linear(x.float(), experts.router.float())
 
@@ -125,7 +141,9 @@ def backward(
         scale = experts.scale.to(weights.dtype)
         gate = _expand(weights * scale, experts, x.dtype)
         grad_mixed = grad @ _stacked_B(experts, x.dtype)
-        grad_gate = (grad_mixed[:, :r] * hidden).unflatten(-1, (experts.num_experts, experts.rank)).sum(-1).to(weights.dtype)
+        grad_gate = (
+            (grad_mixed[:, :r] * hidden).unflatten(-1, (experts.num_experts, experts.rank)).sum(-1).to(weights.dtype)
+        )
         balance = None if grad_statistics is None else grad_statistics[index, 0]
         grad_logits = _grad_logits(grad_gate * scale, weights, logits, balance, token_mask).to(x.dtype)
         grad_hidden = grad_mixed[:, :r] * gate
@@ -153,7 +171,9 @@ def backward(
     return Gradients(grad_x, found.A, found.B, found.router)
 
 
-def _grad_logits(grad_weights: Tensor, weights: Tensor, logits: Tensor, grad_statistics: Tensor | None, token_mask: Tensor | None) -> Tensor:
+def _grad_logits(
+    grad_weights: Tensor, weights: Tensor, logits: Tensor, grad_statistics: Tensor | None, token_mask: Tensor | None
+) -> Tensor:
     """Through the softmax over the chosen experts, and through the full softmax of the balance loss."""
     grad = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
     if grad_statistics is None:

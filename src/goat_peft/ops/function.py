@@ -54,7 +54,15 @@ def _flat_forward(
     members: int, residual: bool, base: bool, top_k: int, dropout: float, collect: bool,
 ) -> list[Tensor]:  # fmt: skip
     layout = _Layout(members, residual, base)
-    result = _path(x).forward(x, layout.bases_of(tensors), layout.members_of(tensors), Settings(top_k, dropout, collect), token_mask, seed)
+    result = _path(x).forward(
+        x,
+        layout.bases_of(tensors),
+        layout.members_of(tensors),
+        Settings(top_k, dropout, collect),
+        token_mask,
+        seed,
+        True,
+    )
     saved = result.saved
     statistics = x.new_empty(0) if result.statistics is None else result.statistics
     return [*result.outputs, statistics, saved.hidden, saved.weights, saved.logits, *saved.packed]
@@ -71,7 +79,9 @@ def _flat_backward(
         list(grads), grad_statistics, x, layout.bases_of(tensors), layout.members_of(tensors), Saved(hidden, weights, logits, packed),
         Settings(top_k, dropout, collect), token_mask, seed, needs_input_grad,
     )  # fmt: skip
-    apart = [gradient.clone() for gradient in (*found.A, *found.B, *found.router)]  # an operator's results may not share memory
+    apart = [
+        gradient.clone() for gradient in (*found.A, *found.B, *found.router)
+    ]  # an operator's results may not share memory
     return [*apart, x.new_empty(0) if found.x is None else found.x]
 
 
@@ -81,7 +91,16 @@ backward_op = torch.library.custom_op("goat_peft::routed_linears_backward", _fla
 
 @forward_op.register_fake
 def _(
-    x: Any, tensors: Any, token_mask: Any, seed: Any, members: int, residual: bool, base: bool, top_k: int, dropout: float, collect: bool
+    x: Any,
+    tensors: Any,
+    token_mask: Any,
+    seed: Any,
+    members: int,
+    residual: bool,
+    base: bool,
+    top_k: int,
+    dropout: float,
+    collect: bool,
 ) -> list[Tensor]:
     experts = _Layout(members, residual, base).members_of(tensors)
     tokens, (num_experts, _), r = x.shape[0], experts[0].router.shape, experts[0].A.shape[0]
@@ -89,7 +108,9 @@ def _(
     routing = (members, tokens, num_experts)
     return [
         *(x.new_empty(tokens, member.B.shape[0]) for member in experts),
-        x.new_empty(members, _path(x).blocks(tokens, experts[0]), 2 * num_experts + 2, dtype=wide) if collect else x.new_empty(0),
+        x.new_empty(members, _path(x).blocks(tokens, experts[0]), 2 * num_experts + 2, dtype=wide)
+        if collect
+        else x.new_empty(0),
         x.new_empty(members, tokens, r),
         x.new_empty(routing, dtype=wide),
         x.new_empty(routing, dtype=wide),
@@ -110,14 +131,26 @@ def _(
 
 class _RoutedLinears(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, layout: _Layout, settings: Settings, x: Tensor, token_mask: Tensor | None, seed: Tensor | None, *tensors: Any) -> Any:
+    def forward(
+        ctx: Any,
+        layout: _Layout,
+        settings: Settings,
+        x: Tensor,
+        token_mask: Tensor | None,
+        seed: Tensor | None,
+        *tensors: Any,
+    ) -> Any:
         if torch.compiler.is_compiling():
             result = _compiled_forward(x, list(tensors), token_mask, seed, layout, settings)
         else:
-            result = _path(x).forward(x, layout.bases_of(tensors), layout.members_of(tensors), settings, token_mask, seed)
+            result = _path(x).forward(
+                x, layout.bases_of(tensors), layout.members_of(tensors), settings, token_mask, seed, True
+            )
         saved = result.saved
         ctx.save_for_backward(x, seed, saved.hidden, saved.weights, saved.logits, *saved.packed, *tensors)
-        ctx.token_mask = token_mask  # not saved: a checkpoint's second forward knows no mask, and that of this call must count
+        ctx.token_mask = (
+            token_mask  # not saved: a checkpoint's second forward knows no mask, and that of this call must count
+        )
         ctx.layout, ctx.settings, ctx.packed = layout, settings, len(saved.packed)
         statistics = x.new_empty(0) if result.statistics is None else result.statistics
         return statistics, *result.outputs
@@ -131,25 +164,66 @@ class _RoutedLinears(torch.autograd.Function):
         needs_x = ctx.needs_input_grad[2]
         statistics = grad_statistics if settings.collect else None
         if torch.compiler.is_compiling():
-            found = _compiled_backward(grads, statistics, x, tensors, [hidden, weights, logits, *packed], token_mask, seed, layout, settings, needs_x)
+            found = _compiled_backward(
+                grads,
+                statistics,
+                x,
+                tensors,
+                [hidden, weights, logits, *packed],
+                token_mask,
+                seed,
+                layout,
+                settings,
+                needs_x,
+            )
         else:
             found = _path(x).backward(
                 list(grads), statistics, x, layout.bases_of(tensors), layout.members_of(tensors), Saved(hidden, weights, logits, packed),
                 settings, token_mask, seed, needs_x,
             )  # fmt: skip
-        return None, None, found.x, None, None, *found.A, *found.B, *found.router, *[None] * (len(tensors) - 3 * layout.members)
+        return (
+            None,
+            None,
+            found.x,
+            None,
+            None,
+            *found.A,
+            *found.B,
+            *found.router,
+            *[None] * (len(tensors) - 3 * layout.members),
+        )
 
 
-def _compiled_forward(x: Tensor, tensors: list, token_mask: Tensor | None, seed: Tensor | None, layout: _Layout, settings: Settings) -> Result:
+def _compiled_forward(
+    x: Tensor, tensors: list, token_mask: Tensor | None, seed: Tensor | None, layout: _Layout, settings: Settings
+) -> Result:
     flat = forward_op(
-        x, tensors, token_mask, seed, layout.members, layout.residual, layout.base, settings.top_k, settings.dropout, settings.collect
+        x,
+        tensors,
+        token_mask,
+        seed,
+        layout.members,
+        layout.residual,
+        layout.base,
+        settings.top_k,
+        settings.dropout,
+        settings.collect,
     )
     outputs, (statistics, hidden, weights, logits, *packed) = flat[: layout.members], flat[layout.members :]
     return Result(outputs, statistics if settings.collect else None, Saved(hidden, weights, logits, packed))
 
 
 def _compiled_backward(
-    grads: Any, statistics: Any, x: Tensor, tensors: list, saved: list, token_mask: Any, seed: Any, layout: _Layout, settings: Settings, needs_x: bool
+    grads: Any,
+    statistics: Any,
+    x: Tensor,
+    tensors: list,
+    saved: list,
+    token_mask: Any,
+    seed: Any,
+    layout: _Layout,
+    settings: Settings,
+    needs_x: bool,
 ) -> Gradients:
     flat = backward_op(
         list(grads), statistics, x, tensors, saved, token_mask, seed, layout.members, layout.residual, layout.base,
@@ -160,7 +234,11 @@ def _compiled_backward(
 
 
 def routed_linears(
-    x: Tensor, members: list[Experts], settings: Settings, token_mask: Tensor | None = None, bases: list[Base] | None = None
+    x: Tensor,
+    members: list[Experts],
+    settings: Settings,
+    token_mask: Tensor | None = None,
+    bases: list[Base] | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """What `routed_experts_reference` computes, for each member of a group that reads x; with `bases`, each base's output plus that.
 
@@ -177,13 +255,15 @@ def routed_linears(
     layout = _Layout(len(members), members[0].residual_A is not None, bases is not None)
     autocast = torch.is_autocast_enabled(x.device.type)
     with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
-        if torch.is_grad_enabled() and (x.requires_grad or any(e.A.requires_grad or e.B.requires_grad or e.router.requires_grad for e in members)):
+        if torch.is_grad_enabled() and (
+            x.requires_grad or any(e.A.requires_grad or e.B.requires_grad or e.router.requires_grad for e in members)
+        ):
             statistics, *outputs = _RoutedLinears.apply(layout, settings, tokens, mask, seed, *_flat(members, bases))
         elif torch.compiler.is_compiling():
             result = _compiled_forward(tokens, _flat(members, bases), mask, seed, layout, settings)
             statistics, outputs = result.statistics, result.outputs
         else:
-            result = _path(x).forward(tokens, bases, members, settings, mask, seed)
+            result = _path(x).forward(tokens, bases, members, settings, mask, seed, False)
             statistics, outputs = result.statistics, result.outputs
     if x.dim() != 2:
         outputs = [output.reshape(*x.shape[:-1], output.shape[-1]) for output in outputs]
@@ -191,7 +271,12 @@ def routed_linears(
 
 
 def _flat(members: list[Experts], bases: list[Base] | None) -> list[Tensor | None]:
-    flat: list[Tensor | None] = [*(e.A for e in members), *(e.B for e in members), *(e.router for e in members), *(e.scale for e in members)]
+    flat: list[Tensor | None] = [
+        *(e.A for e in members),
+        *(e.B for e in members),
+        *(e.router for e in members),
+        *(e.scale for e in members),
+    ]
     if members[0].residual_A is not None:
         flat += [*(e.residual_A for e in members), *(e.residual_B for e in members)]
     if bases is not None:

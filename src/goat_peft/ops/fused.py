@@ -11,21 +11,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import kernels
-from .call import Base, Experts, Gradients, Result, Saved, Settings
+from .call import MAX_MEMBERS, Base, Experts, Gradients, Result, Saved, Settings
 from .launch import launch
 
-MAX_MEMBERS = 4
 _FEW_TOKENS = 16  # up to here, decoding: fewer launches count most
 _PROGRAMS = 264  # two per multiprocessor of an H100; a long sum is split until about this many programs run
 _MAX_PARTS = 16
 
 
 def forward(
-    x: Tensor, bases: list[Base] | None, members: list[Experts], settings: Settings, token_mask: Tensor | None, seed: Tensor | None
+    x: Tensor,
+    bases: list[Base] | None,
+    members: list[Experts],
+    settings: Settings,
+    token_mask: Tensor | None,
+    seed: Tensor | None,
+    keep: bool,
 ) -> Result:
-    """As `dense.forward`, with dropout drawn in the kernels."""
+    """As `dense.forward`, with dropout drawn in the kernels; without `keep` few tokens take a shorter way."""
     x = _rows_contiguous(x)
-    if x.shape[0] <= _FEW_TOKENS and not settings.collect and seed is None and not torch.is_grad_enabled():
+    if not keep and x.shape[0] <= _FEW_TOKENS and not settings.collect and seed is None:
         return _few_tokens(x, bases, members, settings)
 
     rows, columns = _pack(members, x.dtype)
@@ -99,7 +104,9 @@ def backward(
         found_A = _dropped_token_sum(x, thin, split, settings.dropout, seed)
         found_router = _thin(thin[:, split : split + n * num_experts].t(), x)
     grad_A = [part.to(member.A.dtype) for part, member in zip(found_A.split(r), members, strict=True)]
-    grad_router = [part.to(member.router.dtype) for part, member in zip(found_router.split(num_experts), members, strict=True)]
+    grad_router = [
+        part.to(member.router.dtype) for part, member in zip(found_router.split(num_experts), members, strict=True)
+    ]
 
     grad_x = None
     if needs_input_grad:
@@ -145,7 +152,11 @@ def _pack(members: list[Experts], dtype: torch.dtype) -> tuple[Tensor, list[Tens
 
 def _stacked_rows(members: list[Experts]) -> Tensor:
     """The group's rows `[A ...; router ...; A0 ...]` in float32."""
-    rows = [e.A for e in members] + [e.router for e in members] + [e.residual_A for e in members if e.residual_A is not None]
+    rows = (
+        [e.A for e in members]
+        + [e.router for e in members]
+        + [e.residual_A for e in members if e.residual_A is not None]
+    )
     return torch.cat(rows).float()
 
 
@@ -175,7 +186,9 @@ def _rows_contiguous(x: Tensor) -> Tensor:
 
 def _thin(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """left @ right in float32."""
-    if left.dtype == torch.float32 or not left.is_cuda:  # Triton's interpreter works on CPU tensors, where mm has no out_dtype
+    if (
+        left.dtype == torch.float32 or not left.is_cuda
+    ):  # Triton's interpreter works on CPU tensors, where mm has no out_dtype
         return torch.mm(left.float(), right.float(), out=out)
     return torch.mm(left, right, out_dtype=torch.float32, out=out)
 

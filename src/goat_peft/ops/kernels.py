@@ -52,10 +52,15 @@ def pack_kernel(
             tl.store(rows_ptr + (member * R + row) * width + k, tl.load(A + row * width + k, mask=ok), mask=ok)
         elif row < R + EXPERTS:
             router = _of_member(member, router0_ptr, router1_ptr, router2_ptr, router3_ptr) + (row - R) * width
-            tl.store(rows_ptr + (MEMBERS * R + member * EXPERTS + row - R) * width + k, tl.load(router + k, mask=ok), mask=ok)
+            tl.store(
+                rows_ptr + (MEMBERS * R + member * EXPERTS + row - R) * width + k, tl.load(router + k, mask=ok), mask=ok
+            )
         elif row < after:
             if RESIDUAL:
-                fixed = _of_member(member, fixed_A0_ptr, fixed_A1_ptr, fixed_A2_ptr, fixed_A3_ptr) + (row - R - EXPERTS) * width
+                fixed = (
+                    _of_member(member, fixed_A0_ptr, fixed_A1_ptr, fixed_A2_ptr, fixed_A3_ptr)
+                    + (row - R - EXPERTS) * width
+                )
                 out = MEMBERS * (R + EXPERTS) + member * R + row - R - EXPERTS
                 tl.store(rows_ptr + out * width + k, tl.load(fixed + k, mask=ok), mask=ok)
         else:
@@ -91,9 +96,13 @@ def dropped_project_kernel(
     for offset in range(0, span, BLOCK_K):
         k = part * span + offset + tl.arange(0, BLOCK_K)
         k_ok = k < width
-        x = tl.load(x_ptr + rows[:, None].to(tl.int64) * stride_x + k[None, :], mask=row_ok[:, None] & k_ok[None, :], other=0.0)
+        x = tl.load(
+            x_ptr + rows[:, None].to(tl.int64) * stride_x + k[None, :], mask=row_ok[:, None] & k_ok[None, :], other=0.0
+        )
         kept = tl.where(_keeps(seed, rows, k, width, threshold), x * inverse_keep, 0.0).to(x.dtype)
-        factor = tl.load(rows_ptr + column[None, :] * width + k[:, None], mask=(column < COLUMNS)[None, :] & k_ok[:, None], other=0.0)
+        factor = tl.load(
+            rows_ptr + column[None, :] * width + k[:, None], mask=(column < COLUMNS)[None, :] & k_ok[:, None], other=0.0
+        )
         total = tl.dot(kept, factor, total, input_precision=PRECISION)
     out = out_ptr + (part * tokens + rows[:, None]).to(tl.int64) * COLUMNS + column[None, :]
     tl.store(out, total, mask=row_ok[:, None] & (column < COLUMNS)[None, :])
@@ -159,12 +168,18 @@ def gate_kernel(
     scale = tl.load(scale_ptr + expert, mask=expert_ok, other=0.0).to(tl.float32)
     position = expert[None, :, None] * RANK + rank[None, None, :]
     cube_ok = row_ok[:, None, None] & expert_ok[None, :, None] & (rank < RANK)[None, None, :]
-    hidden = _load_parts(first_ptr, rows[:, None, None] * stride_first + member * r + position, cube_ok, stride_part, PARTS)
+    hidden = _load_parts(
+        first_ptr, rows[:, None, None] * stride_first + member * r + position, cube_ok, stride_part, PARTS
+    )
     out_rows = member * tokens + rows[:, None, None]
     tl.store(hidden_ptr + out_rows * r + position, hidden, mask=cube_ok)
     tl.store(mixed_ptr + out_rows * width + position, hidden * (weights * scale[None, :])[:, :, None], mask=cube_ok)
     if RESIDUAL:
-        fixed = tl.load(rest_ptr + rows[:, None, None] * stride_rest + MEMBERS * EXPERTS + member * r + position, mask=cube_ok, other=0.0)
+        fixed = tl.load(
+            rest_ptr + rows[:, None, None] * stride_rest + MEMBERS * EXPERTS + member * r + position,
+            mask=cube_ok,
+            other=0.0,
+        )
         tl.store(mixed_ptr + out_rows * width + r + position, fixed * (-scale / EXPERTS)[None, :, None], mask=cube_ok)
 
     if COLLECT:
@@ -251,9 +266,15 @@ def dropped_token_sum_kernel(
     for offset in range(0, span, BLOCK_T):
         rows = part * span + offset + tl.arange(0, BLOCK_T)
         row_ok = rows < tokens
-        wide = tl.load(wide_ptr + rows[:, None].to(tl.int64) * stride_wide + n[None, :], mask=row_ok[:, None] & n_ok[None, :], other=0.0)
+        wide = tl.load(
+            wide_ptr + rows[:, None].to(tl.int64) * stride_wide + n[None, :],
+            mask=row_ok[:, None] & n_ok[None, :],
+            other=0.0,
+        )
         thin = tl.load(
-            thin_ptr + rows[None, :].to(tl.int64) * stride_thin + column[:, None], mask=row_ok[None, :] & (column < COLUMNS)[:, None], other=0.0
+            thin_ptr + rows[None, :].to(tl.int64) * stride_thin + column[:, None],
+            mask=row_ok[None, :] & (column < COLUMNS)[:, None],
+            other=0.0,
         )
         kept = tl.where(_keeps(seed, rows, n, width, threshold), wide * inverse_keep, 0.0).to(wide.dtype)
         total = tl.dot(thin, kept, total, input_precision=PRECISION)
@@ -272,7 +293,9 @@ def dropped_input_kernel(
     column = tl.arange(0, COLUMNS_PAD)
     row_ok, n_ok, column_ok = rows < tokens, n < width, column < COLUMNS
     thin = tl.load(
-        thin_ptr + rows[:, None].to(tl.int64) * stride_thin + column[None, :], mask=row_ok[:, None] & column_ok[None, :], other=0.0
+        thin_ptr + rows[:, None].to(tl.int64) * stride_thin + column[None, :],
+        mask=row_ok[:, None] & column_ok[None, :],
+        other=0.0,
     )
     A = tl.load(A_ptr + column[:, None] * width + n[None, :], mask=column_ok[:, None] & n_ok[None, :], other=0.0)
     added = tl.dot(thin, A, input_precision=PRECISION)
@@ -304,19 +327,27 @@ def few_tokens_kernel(
     weights, _ = _topk_weights(tl.where(expert_ok[None, :], logits, float("-inf")), expert, TOP_K, EXPERTS)
     scale = tl.load(scale_ptr + expert, mask=expert_ok, other=0.0).to(tl.float32)
     slots: tl.constexpr = EXPERTS_PAD * RANK_PAD
-    gate = tl.reshape(tl.broadcast_to((weights * scale[None, :])[:, :, None], (BLOCK_T, EXPERTS_PAD, RANK_PAD)), (BLOCK_T, slots))
+    gate = tl.reshape(
+        tl.broadcast_to((weights * scale[None, :])[:, :, None], (BLOCK_T, EXPERTS_PAD, RANK_PAD)), (BLOCK_T, slots)
+    )
 
     slot = tl.arange(0, slots)
     position = slot // RANK_PAD * RANK + slot % RANK_PAD
     slot_ok = (slot // RANK_PAD < EXPERTS) & (slot % RANK_PAD < RANK)
     hidden_ok = row_ok[:, None] & slot_ok[None, :]
     factor_ok = slot_ok[:, None] & m_ok[None, :]
-    hidden = tl.load(parts_ptr + rows[:, None] * stride_parts + member * r + position[None, :], mask=hidden_ok, other=0.0)
+    hidden = tl.load(
+        parts_ptr + rows[:, None] * stride_parts + member * r + position[None, :], mask=hidden_ok, other=0.0
+    )
     factor = m[None, :] * r + position[:, None]
     B = tl.load(B_ptr + factor, mask=factor_ok, other=0.0).to(tl.float32)
     total = tl.dot(hidden * gate, B, input_precision="tf32x3")
     if RESIDUAL:
-        fixed = tl.load(rest + rows[:, None] * stride_parts + MEMBERS * EXPERTS + member * r + position[None, :], mask=hidden_ok, other=0.0)
+        fixed = tl.load(
+            rest + rows[:, None] * stride_parts + MEMBERS * EXPERTS + member * r + position[None, :],
+            mask=hidden_ok,
+            other=0.0,
+        )
         shrink = tl.load(scale_ptr + slot // RANK_PAD, mask=slot_ok, other=0.0).to(tl.float32) * (-1.0 / EXPERTS)
         B0 = tl.load(B0_ptr + factor, mask=factor_ok, other=0.0).to(tl.float32)
         total = tl.dot(fixed * shrink[None, :], B0, total, input_precision="tf32x3")

@@ -6,6 +6,7 @@ under what its machine code depends on, and launched directly, as Triton's tutor
 
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
@@ -14,7 +15,11 @@ _compiled: dict[tuple, Any] = {}
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: tuple, **options: int) -> None:
     """Run `kernel` on `grid` with its `arguments` and then its compile-time `constants`; `options` are Triton's, such as num_warps."""
-    key = (kernel, constants, *map(_kind, arguments))
+    index = arguments[0].get_device()
+    if index >= 0 and index != torch.cuda.current_device():  # a model spread over several devices
+        with torch.cuda.device(index):
+            return launch(kernel, grid, arguments, constants, **options)
+    key = (kernel, constants, *options.items(), *map(_kind, arguments))
     compiled = _compiled.get(key)
     if compiled is None:
         compiled = kernel[grid](*arguments, *constants, **options)

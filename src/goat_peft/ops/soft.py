@@ -4,13 +4,14 @@ Costs one thin product more than the fast paths and keeps its intermediates for 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .call import Experts
-from .dense import routing_statistics
+from .dense import statistics_rows
 from .routers import routing_weights
 
 
@@ -26,8 +27,28 @@ class SoftSettings:
     collect: bool
 
 
+class _CountedSum(torch.autograd.Function):
+    """Sum of rows (tokens, c) over the tokens that count, as (1, c).
+
+    The mask is not kept as a saved tensor: a checkpoint's second forward knows no mask, and that of the first must count.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.mask, ctx.tokens = mask, rows.shape[0]
+        return rows.sum(0, keepdim=True) if mask is None else mask.to(rows.dtype)[None] @ rows
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad.expand(ctx.tokens, -1) if ctx.mask is None else ctx.mask.to(grad.dtype)[:, None] * grad, None
+
+
 def routed_softly(
-    x: Tensor, experts: Experts, settings: SoftSettings, threshold: Tensor | None = None, token_mask: Tensor | None = None
+    x: Tensor,
+    experts: Experts,
+    settings: SoftSettings,
+    threshold: Tensor | None = None,
+    token_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`sum_i s_i w_i(x) B_i A_i x - sum_i s_i e_i B0_i A0_i x`, and statistics (1, 1, 2 R + 2) as `routed_linears` gives them, over the R routed experts.
 
@@ -43,11 +64,9 @@ def routed_softly(
         routed = routing_weights(logits, settings.router, settings.top_k, settings.top_p, cut)
         weights = F.pad(routed, (settings.shared_experts, 0), value=1.0)
         output = _mixed(tokens, experts, weights, settings)
-        statistics = None
-        if settings.collect:
-            mask = None if token_mask is None else token_mask.reshape(-1)
-            statistics = routing_statistics(logits, routed.detach(), mask)[None]
-    return output.reshape(*x.shape[:-1], output.shape[-1]), statistics
+        rows = statistics_rows(logits, routed.detach())
+        statistics = _CountedSum.apply(rows, None if token_mask is None else token_mask.reshape(-1))[None]
+    return output.reshape(*x.shape[:-1], output.shape[-1]), statistics if settings.collect else None
 
 
 def _mixed(tokens: Tensor, experts: Experts, weights: Tensor, settings: SoftSettings) -> Tensor:

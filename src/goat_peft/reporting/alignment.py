@@ -27,10 +27,14 @@ def draw(stored: dict[str, Any], path: Path) -> Picture:
         axes.set(xlabel="step", ylabel=label, yscale=scale)
         if key != "cosine":
             axes.axhline(1, color="black", linewidth=1, linestyle=":")
-    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=len(stored["rows"]))
+    figure.legend(
+        *axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=len(stored["rows"])
+    )
     save(figure, path)
     said = "; ".join(f"{row['label']}: {_ends(row)}" for row in stored["rows"])
-    return Picture(path, "Gradient alignment", f"Relative distance at the first and last step, {said}.", " ".join(findings(stored)))
+    return Picture(
+        path, "Gradient alignment", f"Relative distance at the first and last step, {said}.", " ".join(findings(stored))
+    )
 
 
 def findings(stored: dict[str, Any]) -> list[str]:

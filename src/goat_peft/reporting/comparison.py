@@ -46,7 +46,9 @@ def accuracy(task: dict[str, Any], baseline: str, path: Path) -> Picture:
     places = {row["label"]: look(i) for i, row in enumerate(task["rows"])}
     for y, row in enumerate(reversed(rows)):
         colour = places[row["label"]]["color"]
-        left.plot([100 * t["value"] for t in row["test"]], [y] * len(row["test"]), "o", color=colour, alpha=0.45, markersize=6)
+        left.plot(
+            [100 * t["value"] for t in row["test"]], [y] * len(row["test"]), "o", color=colour, alpha=0.45, markersize=6
+        )
         left.plot(100 * row["mean"], y, "|", color="black", markersize=14, markeredgewidth=2)
         if row["low"] is not None:
             right.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=3)
@@ -58,7 +60,12 @@ def accuracy(task: dict[str, Any], baseline: str, path: Path) -> Picture:
     right.set(xlabel=f"less {baseline}, in points (95 % paired bootstrap)")
     save(figure, path)
     said = ", ".join(f"{row['label']} {100 * row['mean']:.1f}" for row in rows)
-    return Picture(path, f"Test {task['metric']}, {task['name']}", f"Means in per cent: {said}.", "An interval that crosses the dashed line does not rank the two.")
+    return Picture(
+        path,
+        f"Test {task['metric']}, {task['name']}",
+        f"Means in per cent: {said}.",
+        "An interval that crosses the dashed line does not rank the two.",
+    )
 
 
 def learning_rates(task: dict[str, Any], path: Path) -> Picture:
@@ -102,7 +109,12 @@ def cost(task: dict[str, Any], path: Path) -> Picture:
     figure.legend(frameon=False, loc="outside right center")
     save(figure, path)
     said = ", ".join(f"{row['label']} {row['parameters']:,} parameters {row['train_time']:.0f} s" for _, row in rows)
-    return Picture(path, f"Cost, {task['name']}", f"{said}.", "Times are this machine's, with whatever else it was doing; parameters include the task's head.")
+    return Picture(
+        path,
+        f"Cost, {task['name']}",
+        f"{said}.",
+        "Times are this machine's, with whatever else it was doing; parameters include the task's head.",
+    )
 
 
 def curves(task: dict[str, Any], folder: Path, path: Path) -> Picture:
@@ -113,14 +125,21 @@ def curves(task: dict[str, Any], folder: Path, path: Path) -> Picture:
     for index, row in enumerate(task["rows"]):
         if row["mean"] is None:
             continue
-        steps, losses = series(records.read_json(folder / row["test"][0]["run"] / records.RESULT)["train_info"]["metrics"], "train loss")
+        steps, losses = series(
+            records.read_json(folder / row["test"][0]["run"] / records.RESULT)["train_info"]["metrics"], "train loss"
+        )
         axes.plot(steps, losses, label=row["label"], markevery=max(1, len(steps) // 8), markersize=5, **look(index))
         if losses:
             said.append(f"{row['label']} {losses[-1]:.3f}")
     axes.set(xlabel="step", ylabel="training loss")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path)
-    return Picture(path, f"Training curves, {task['name']}", f"Last training losses: {', '.join(said)}.", "First seed, at the chosen learning rate.")
+    return Picture(
+        path,
+        f"Training curves, {task['name']}",
+        f"Last training losses: {', '.join(said)}.",
+        "First seed, at the chosen learning rate.",
+    )
 
 
 def experts(task: dict[str, Any], folder: Path, path: Path) -> Picture | None:
@@ -138,8 +157,16 @@ def experts(task: dict[str, Any], folder: Path, path: Path) -> Picture | None:
     for axes, (label, usage) in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
         heat_map(axes, usage, label)
     save(figure, path)
-    said = ", ".join(f"{label} from {min(min(r['share']) for r in u):.2f} to {max(max(r['share']) for r in u):.2f}" for label, u in found)
-    return Picture(path, f"Expert usage, {task['name']}", f"Range of an expert's share of the routed test tokens: {said}.", "First seed; a row is a layer.")
+    said = ", ".join(
+        f"{label} from {min(min(r['share']) for r in u):.2f} to {max(max(r['share']) for r in u):.2f}"
+        for label, u in found
+    )
+    return Picture(
+        path,
+        f"Expert usage, {task['name']}",
+        f"Range of an expert's share of the routed test tokens: {said}.",
+        "First seed; a row is a layer.",
+    )
 
 
 def _ranked(task: dict[str, Any]) -> list[dict[str, Any]]:

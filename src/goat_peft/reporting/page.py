@@ -36,7 +36,9 @@ def write_report(folder: Path, alignment: Path | None = None) -> Path:
     """
     file = folder / records.COMPARISON
     if not file.is_file():
-        raise UserError(f"folder={folder}: has no {records.COMPARISON}; give the folder of a `goat compare` that has ended")
+        raise UserError(
+            f"folder={folder}: has no {records.COMPARISON}; give the folder of a `goat compare` that has ended"
+        )
     if alignment is not None and not alignment.is_file():
         raise UserError(f"alignment={alignment}: no such file; give the JSON of an alignment measurement")
     summary = records.read_json(file)
@@ -79,9 +81,17 @@ def _table(task: dict[str, Any], baseline: str) -> str:
     for row in sorted(task["rows"], key=lambda row: (row["rank"] is None, row["rank"])):
         if row["mean"] is None:
             error = next((t["error"] for t in [*row["test"], *row["sweep"]] if t["error"]), "no run ended")
-            rows.append(f'<tr><td></td><td>{escape(row["label"])}</td><td colspan="6">failed: {escape(error)}</td></tr>')
+            rows.append(
+                f'<tr><td></td><td>{escape(row["label"])}</td><td colspan="6">failed: {escape(error)}</td></tr>'
+            )
             continue
-        gap = "baseline" if row["label"] == baseline else f"{100 * row['difference']:+.1f}" if row["difference"] is not None else ""
+        gap = (
+            "baseline"
+            if row["label"] == baseline
+            else f"{100 * row['difference']:+.1f}"
+            if row["difference"] is not None
+            else ""
+        )
         if row["low"] is not None:
             gap += f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
         cells = [
@@ -96,7 +106,16 @@ def _table(task: dict[str, Any], baseline: str) -> str:
         ]
         mark = ' class="baseline"' if row["label"] == baseline else ""
         rows.append(f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    heads = ("rank", "method", f"test {task['metric']} %", "sd", f"less {baseline}, points [95 %]", "learning rate", "trained parameters", "seconds")
+    heads = (
+        "rank",
+        "method",
+        f"test {task['metric']} %",
+        "sd",
+        f"less {baseline}, points [95 %]",
+        "learning rate",
+        "trained parameters",
+        "seconds",
+    )
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     body = "\n".join(rows)
     over = next((row["paired_over"] for row in task["rows"] if row["paired_over"]), "seeds")
@@ -110,9 +129,13 @@ def _overall(summary: dict[str, Any]) -> str:
     """Mean metric and mean rank over tasks, the best first; a method that failed on a task has neither."""
     rows = []
     for row in sorted(summary["overall"], key=lambda row: (row["mean_rank"] is None, row["mean_rank"])):
-        rank, mean = ("", "failed on a task") if row["mean"] is None else (f"{row['mean_rank']:.2f}", percent(row["mean"]))
+        rank, mean = (
+            ("", "failed on a task") if row["mean"] is None else (f"{row['mean_rank']:.2f}", percent(row["mean"]))
+        )
         rows.append(f"<tr><td>{rank}</td><td>{escape(row['label'])}</td><td>{mean}</td></tr>")
-    heads = "".join(f'<th scope="col">{text}</th>' for text in ("mean rank", "method", f"mean of {len(summary['tasks'])} tasks"))
+    heads = "".join(
+        f'<th scope="col">{text}</th>' for text in ("mean rank", "method", f"mean of {len(summary['tasks'])} tasks")
+    )
     body = "\n".join(rows)
     return f'<div class="scroll" tabindex="0" role="region" aria-label="all tasks"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -132,7 +155,9 @@ def _alignment(stored: dict[str, Any], target: Path) -> Section:
 def _origin(summary: dict[str, Any], folder: Path) -> Section:
     """Versions, machine, plan, and how to run it again."""
     meta, info = summary["meta_info"], summary["run_info"]
-    versions = ", ".join(f"{name.removesuffix('-version')} {version}" for name, version in meta["package_info"].items() if version)
+    versions = ", ".join(
+        f"{name.removesuffix('-version')} {version}" for name, version in meta["package_info"].items() if version
+    )
     system = meta["system_info"]
     machine = f"{system['processor']}, {system['cores']} cores, {system['accelerator']}, Python {system['python']}"
     plan = escape(_lines(info["plan"]))
@@ -153,10 +178,17 @@ def _lines(plan: dict[str, Any]) -> str:
 def _page(summary: dict[str, Any], sections: list[Section]) -> str:
     plan = summary["run_info"]["plan"]
     links = "".join(f'<a href="#part-{i}">{escape(heading)}</a> ' for i, (heading, _) in enumerate(sections))
-    parts = "\n".join(f'<section id="part-{i}"><h2>{escape(heading)}</h2>{body}</section>' for i, (heading, body) in enumerate(sections))
+    parts = "\n".join(
+        f'<section id="part-{i}"><h2>{escape(heading)}</h2>{body}</section>'
+        for i, (heading, body) in enumerate(sections)
+    )
     trials = len(plan["methods"][0]["learning_rates"])
     few = len(plan["seeds"])
-    warning = "" if few >= 3 else f'<p class="warn">{few} seed{"s" if few > 1 else ""} only: read the ranks as a demonstration; a result worth quoting takes 3 or more.</p>'
+    warning = (
+        ""
+        if few >= 3
+        else f'<p class="warn">{few} seed{"s" if few > 1 else ""} only: read the ranks as a demonstration; a result worth quoting takes 3 or more.</p>'
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,"><title>{escape(plan["name"])}: comparison of methods</title><style>{_STYLE}</style></head>

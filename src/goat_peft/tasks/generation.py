@@ -61,6 +61,10 @@ class Generation(Task):
 
     def prepare(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, split: str) -> Dataset:
         """Return rows of `prompt` and `completion`; SFTTrainer tokenises them, adds eos and masks the prompt."""
+        if not tokenizer.eos_token:
+            raise UserError(
+                "model.name: its tokenizer has no end-of-sequence token; a generation task needs a causal language model's"
+            )
         return Dataset.from_dict({"prompt": self._fill("prompt", rows), "completion": self._fill("response", rows)})
 
     def trainer(

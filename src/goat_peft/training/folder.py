@@ -88,7 +88,10 @@ def open_folder(recipe: Recipe, resume: bool, overwrite: bool) -> tuple[RunFolde
             raise UserError(f"{where}: holds files that are not a run's; choose an empty folder or a new one")
     if occupied:
         clear(folder)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{where}: cannot be made ({error.strerror}); choose a folder you may write to") from error
     records.write_text(folder.recipe, to_yaml(recipe))
     return folder, None
 

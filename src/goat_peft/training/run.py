@@ -92,7 +92,11 @@ class _Session:
             return self.method.build(model, self.recipe.method, self.task.peft_type)
         except ValueError as error:
             # What only the model can tell, such as a rank that its smallest layer cannot hold.
-            raise UserError(f"method.{first_line(error).removeprefix('GoatConfig.')}") from error
+            told = first_line(error)
+            if told.startswith("GoatConfig."):
+                raise UserError(f"method.{told.removeprefix('GoatConfig.')}") from error
+            targets = getattr(self.recipe.method, "target_modules", None)
+            raise UserError(f"method.target_modules={targets}: {told}") from error
 
     def _untrained(self, model: nn.Module, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> Scores | None:
         if not self.recipe.evaluation.untrained:
@@ -113,9 +117,15 @@ class _Session:
         trainer.remove_callback(PrinterCallback)
         begin = time.perf_counter()
         with stop:
-            trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+            output = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         if stop.asked and trainer.state.global_step < trainer.state.max_steps:
             raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
+        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+        if not all(torch.isfinite(parameter).all() for parameter in trained):
+            raise UserError(
+                f"training.learning_rate={self.recipe.training.learning_rate}: trained weights are not finite after step {trainer.state.global_step} "
+                f"(mean loss {output.training_loss:.4g}); try a smaller learning rate or a longer warmup"
+            )
         return trainer, time.perf_counter() - begin
 
     def _result(
@@ -195,6 +205,7 @@ def training_arguments(recipe: Recipe, folder: RunFolder, watch_validation: bool
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "bf16": settings.bf16,
+        "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "train_sampling_strategy": "group_by_length" if settings.group_by_length else "random",
         "seed": settings.seed,
