@@ -11,7 +11,7 @@ demo: install
 	$(BIN)/goat demo
 
 test: install
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from goat_peft.recipes.schema import METHODS
 from goat_peft.reporting.alignment import draw, findings
 from goat_peft.tasks import bind
 from goat_peft.training import record
-from goat_peft.training.loading import load_base, load_tokenizer, quiet_libraries
+from goat_peft.training.loading import load_base, load_processor, quiet_libraries
 
 STEPS, BATCH, RATE, ETA = 20, 16, 0.01, 1.0
 MEASURED = {0, 1, 2, 5, 10, 20}
@@ -38,7 +38,8 @@ ABOUT = (
 
 def batches(recipe: Recipe) -> list[dict[str, torch.Tensor]]:
     """The same batches for every setting."""
-    task, tokenizer = bind(recipe.task), load_tokenizer(recipe.model)
+    task = bind(recipe.task)
+    tokenizer = load_processor(recipe.model, task)
     rows = task.prepare(task.load().train.select(range(STEPS * BATCH)), tokenizer, "train").remove_columns("length")
     collate = DataCollatorWithPadding(tokenizer)
     return [dict(collate([rows[i] for i in range(start, start + BATCH)])) for start in range(0, STEPS * BATCH, BATCH)]
@@ -57,7 +58,7 @@ def main() -> None:
             )
             set_seed(0)
             task = bind(recipe.task)
-            model = load_base(recipe.model, task, load_tokenizer(recipe.model))
+            model = load_base(recipe.model, task, load_processor(recipe.model, task))
             for module in model.modules():
                 if isinstance(module, torch.nn.Dropout):
                     module.p = 0.0

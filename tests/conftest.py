@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, in processes of their own that inherit this
@@ -81,6 +83,14 @@ def _tokenizer(folder: Path, encoder: bool) -> int:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", **roles)
     tokenizer.save_pretrained(folder)
     return len(vocabulary)
+
+
+@pytest.fixture(autouse=True)
+def _light_collections() -> Iterator[None]:
+    """Keep the libraries' objects out of the full collections that accelerate asks for: a second of each run otherwise."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def test_train_eval_and_inspect(recipe_file: str, tmp_path: Path, capsys: pytest
     assert "test accuracy" in said and str(run) in said
     accuracy = json.loads((run / records.RESULT).read_text())["train_info"]["metrics"][-1]["test accuracy"]
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert goat("eval", str(run)) == 0
+    assert goat("eval", str(run), "--output", str(tmp_path / "scored")) == 0
     assert f"{100 * accuracy:.1f} %" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert goat("inspect", str(run), "--layers") == 0
@@ -215,3 +215,23 @@ def test_ctrl_c_exits_130_and_says_how_to_resume(recipe_file: str, tmp_path: Pat
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert f"goat train {recipe_file}" in errors and "--resume" in errors
+
+
+def test_training_rows_that_are_cut_or_dropped_are_said_and_kept(
+    tmp_path: Path, generate: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"instruction": "the film is" + " very" * (8 * (i % 2)), "output": "good", "answer": "good"} for i in range(8)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    generate["task"]["data"] = {"train": {"path": str(data)}, "test": {"path": str(data)}}
+    generate["task"] |= {"prompt": "{instruction}", "max_length": 8, "max_new_tokens": 1}
+    generate["training"] = {"learning_rate": 0.01, "max_steps": 1, "batch_size": 4}
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(generate), encoding="utf-8")
+    assert goat("train", str(file)) == 0
+    said = capsys.readouterr().out
+    assert "task.max_length=8: 0 of 4 training rows were cut, 4 more were dropped because" in said
+    result = json.loads((Path(generate["output_dir"]) / "result.json").read_text(encoding="utf-8"))
+    assert result["train_info"]["rows"] == {"train": 4, "cut": 0, "dropped": 4}

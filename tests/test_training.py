@@ -16,10 +16,10 @@ from goat_peft import recipes, records
 from goat_peft.errors import UserError
 from goat_peft.recipes.schema import METHODS
 from goat_peft.tasks import bind
-from goat_peft.training import Interrupted, evaluate_run, train
+from goat_peft.training import Interrupted, evaluate, train
 from goat_peft.training import run as run_module
 from goat_peft.training.folder import RunFolder
-from goat_peft.training.loading import load_base, load_tokenizer, load_trained
+from goat_peft.training.loading import load_base, load_processor, load_trained
 
 ALL_METHODS = ("goat", "lora", "full")
 
@@ -54,13 +54,14 @@ def test_a_run_learns_and_writes_its_folder(classify: dict, method: str) -> None
 
 
 @pytest.mark.parametrize("method", ALL_METHODS)
-def test_eval_of_a_run_gives_the_run_s_own_figures(classify: dict, method: str) -> None:
+def test_eval_of_a_run_gives_the_run_s_own_figures(classify: dict, method: str, tmp_path: Path) -> None:
     run = train(checked(classify, method=method))
-    _, scores = evaluate_run(run.path, [])
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    scored = evaluate(run.path, output=tmp_path / "scored")
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
     last = run.result["train_info"]["metrics"][-1]
-    assert {f"test {k}": v for k, v in scores.metrics.items()}.items() <= last.items()
-    stored = [json.loads(line) for line in (run.path / records.PREDICTIONS).read_text().splitlines()]
-    assert scores.predictions == stored
+    assert {f"test {k}": v for k, v in scored.result["eval_info"]["metrics"].items()}.items() <= last.items()
+    assert (scored.path / records.PREDICTIONS).read_text() == (run.path / records.PREDICTIONS).read_text()
 
 
 def test_result_has_the_three_blocks(classify: dict) -> None:
@@ -95,17 +96,18 @@ def test_lora_runs_have_no_expert_files(classify: dict) -> None:
     assert not (run.path / records.EXPERT_USAGE).exists()
 
 
-def test_generation_learns_through_sft(generate: dict) -> None:
+def test_generation_learns_through_sft(generate: dict, tmp_path: Path) -> None:
     run = train(checked(generate, method="goat", training__learning_rate=0.01, training__max_steps=40))
     last = run.result["train_info"]["metrics"][-1]
     assert (last["test exact_match"], last["test failed_extractions"]) == (1.0, 0)
-    _, scores = evaluate_run(run.path, [])
-    assert scores.metrics["exact_match"] == last["test exact_match"]
+    scored = evaluate(run.path, output=tmp_path / "scored")
+    assert scored.result["eval_info"]["metrics"]["exact_match"] == last["test exact_match"]
 
 
 def test_prompt_is_masked_and_the_target_ends_with_eos(generate: dict) -> None:
     recipe = checked(generate)
-    task, tokenizer = bind(recipe.task), load_tokenizer(recipe.model)
+    task = bind(recipe.task)
+    tokenizer = load_processor(recipe.model, task)
     splits = task.load()
     arguments = run_module.training_arguments(recipe, RunFolder(Path(recipe.output_dir)), False)
     model = load_base(recipe.model, task, tokenizer)
@@ -121,7 +123,8 @@ def test_prompt_is_masked_and_the_target_ends_with_eos(generate: dict) -> None:
 def test_the_recipe_decides_where_the_trainers_defaults_differ(request: pytest.FixtureRequest, family: str) -> None:
     """TRL turns checkpointing and bfloat16 on unless told otherwise."""
     recipe = checked(request.getfixturevalue(family))
-    task, tokenizer = bind(recipe.task), load_tokenizer(recipe.model)
+    task = bind(recipe.task)
+    tokenizer = load_processor(recipe.model, task)
     model = load_base(recipe.model, task, tokenizer)
     arguments = run_module.training_arguments(recipe, RunFolder(Path(recipe.output_dir)), False)
     rows = task.prepare(task.load().train, tokenizer, "train")
@@ -138,12 +141,16 @@ def test_failed_extractions_are_counted_and_wrong(generate: dict) -> None:
     assert (last["test exact_match"], last["test failed_extractions"]) == (0.0, last["test samples"])
 
 
-def test_left_padding_gives_the_same_text_for_any_batch_size(generate: dict) -> None:
+def test_left_padding_gives_the_same_text_for_any_batch_size(generate: dict, tmp_path: Path) -> None:
     run = train(checked(generate, training__max_steps=15)).path
     texts = [
-        [row["text"] for row in evaluate_run(run, [f"evaluation.batch_size={size}"])[1].predictions] for size in (1, 7)
+        (
+            evaluate(run, output=tmp_path / str(size), overrides=[f"evaluation.batch_size={size}"]).path
+            / records.PREDICTIONS
+        )
+        for size in (1, 7)
     ]
-    assert texts[0] == texts[1]
+    assert texts[0].read_text() == texts[1].read_text()
 
 
 class _FirstGradient(TrainerCallback):
@@ -167,7 +174,8 @@ def first_gradient(data: dict[str, Any], batch: int, accumulation: int) -> dict[
         training__max_steps=1,
         training__epochs=None,
     )
-    task, tokenizer = bind(recipe.task), load_tokenizer(recipe.model)
+    task = bind(recipe.task)
+    tokenizer = load_processor(recipe.model, task)
     torch.manual_seed(0)
     model = load_base(recipe.model, task, tokenizer)
     model = METHODS[recipe.method.name].build(model, recipe.method, task.peft_type)
@@ -320,7 +328,8 @@ def test_gradient_checkpointing_gives_the_same_weights(classify: dict, tmp_path:
 def test_a_trained_model_is_loaded_in_full(classify: dict) -> None:
     recipe = checked(classify, method="full")
     run = train(recipe)
-    task, tokenizer = bind(recipe.task), load_tokenizer(recipe.model)
+    task = bind(recipe.task)
+    tokenizer = load_processor(recipe.model, task)
     loaded = load_trained(recipe, run.path, task, tokenizer).state_dict()
     for name, tensor in saved_tensors(run.path).items():
         assert torch.equal(loaded[name], tensor), name

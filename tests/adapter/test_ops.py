@@ -107,6 +107,25 @@ def test_forward_and_gradients_for_every_shape(shape: tuple[int, ...], n: int, m
     check(problem(4, d=d, n=n, m=m, shape=shape, residual=True, masked=True), top_k=2)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("tokens", [3, 60], ids=["residual apart", "residual inside the base's weight"])
+def test_together_with_the_base_s_product(tokens: int, dropout: float) -> None:
+    inputs = problem(4, d=2, n=9, m=11, shape=(tokens,), residual=True, masked=True)
+    weight, bias = torch.randn(11, 9, dtype=torch.float64), torch.randn(11, dtype=torch.float64)
+    before = weight.clone()
+    torch.manual_seed(0)
+    together = outcome(routed_experts, inputs, 2, dropout=dropout, weight=weight, bias=bias)
+    torch.manual_seed(0)  # dropout draws the same mask
+    apart = outcome(routed_experts, inputs, 2, dropout=dropout)
+    assert torch.equal(weight, before)
+    g = torch.Generator().manual_seed(99)
+    along = torch.randn(apart["output"].shape, dtype=torch.float64, generator=g)
+    torch.testing.assert_close(together["output"], apart["output"] + inputs["x"] @ weight.T + bias, **TOLERANCE)
+    torch.testing.assert_close(together["x"], apart["x"] + along @ weight, **TOLERANCE)
+    for name in ("statistics", "A", "B", "router"):
+        torch.testing.assert_close(together[name], apart[name], **TOLERANCE)
+
+
 def test_strided_input() -> None:
     inputs = problem(4, d=2, n=6, m=5, shape=(3, 4), residual=True, masked=True)
     inputs["x"] = inputs["x"].transpose(0, 1)

@@ -17,7 +17,7 @@ from goat_peft import recipes
 from goat_peft.errors import UserError
 from goat_peft.methods import GRID
 from goat_peft.recipes.schema import METHODS
-from goat_peft.training import evaluate_run, train
+from goat_peft.training import evaluate, train
 
 NAMES = [
     "adamole", "dora", "full", "full-moe", "goat", "goat-released", "hydralora", "lora", "milora", "molora", "olora", "pissa", "rslora",
@@ -43,9 +43,9 @@ def test_a_recipe_names_the_method_and_its_run_loads_again(name: str, classify: 
     run = train(recipe(classify, name))
     last = run.result["train_info"]["metrics"][-1]
     assert math.isfinite(last["train loss"]) and run.result["train_info"]["num_trainable_params"] > 0
-    _, scores = evaluate_run(run.path, [])
-    stored = (run.path / "predictions.jsonl").read_text(encoding="utf-8").count('"correct": true')
-    assert sum(row["correct"] for row in scores.predictions) == stored
+    scored = evaluate(run.path, output=tmp_path / "scored")
+    stored = (run.path / "predictions.jsonl").read_text(encoding="utf-8")
+    assert (scored.path / "predictions.jsonl").read_text(encoding="utf-8") == stored
 
 
 def test_a_written_out_recipe_says_what_its_preset_set(classify: dict[str, Any]) -> None:

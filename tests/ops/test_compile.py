@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from peft import get_peft_model
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -12,9 +14,8 @@ from goat_peft import GoatConfig
 from goat_peft.ops import use_path
 
 
-@pytest.mark.parametrize("path", ["torch", "triton"])
-def test_one_graph_and_equal_gradients(path: str, device: str) -> None:
-    base = LlamaForCausalLM(
+def _llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=64,
             hidden_size=16,
@@ -24,7 +25,11 @@ def test_one_graph_and_equal_gradients(path: str, device: str) -> None:
             num_key_value_heads=1,
         )
     )
-    model = get_peft_model(base.to(device), GoatConfig(r=4, num_experts=2, top_k=1)).train()
+
+
+@pytest.mark.parametrize("path", ["torch", "triton"])
+def test_one_graph_and_equal_gradients(path: str, device: str) -> None:
+    model = get_peft_model(_llama().to(device), GoatConfig(r=4, num_experts=2, top_k=1)).train()
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -41,3 +46,29 @@ def test_one_graph_and_equal_gradients(path: str, device: str) -> None:
         for eager, graph in zip(*found, strict=True):
             torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-6)
     assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_layers_that_read_one_input_compute_together_in_a_graph_too(device: str) -> None:
+    model = get_peft_model(_llama().to(device), GoatConfig(r=4, num_experts=2, top_k=1)).train()
+    ids = torch.randint(0, 64, (2, 9), device=device)
+    calls: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, example: list[object]) -> object:
+        calls.append(sum("routed_linears" in str(node.target) for node in graph.graph.nodes))
+        return make_boxed_func(graph)
+
+    with use_path("triton"):
+        model(input_ids=ids, labels=ids).loss.backward()  # q, k, v and gate, up are seen to read the same
+        model.zero_grad()
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=count))
+        found = []
+        for runner in (model, compiled, compiled):
+            loss = runner(input_ids=ids, labels=ids).loss
+            loss.backward()
+            found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
+            model.zero_grad()
+    assert calls == [4, 4]  # q k v, o, gate up, down; forward and backward, compiled once
+    for outcome in found[1:]:
+        for eager, graph in zip(found[0], outcome, strict=True):
+            torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-6)

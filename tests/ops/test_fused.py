@@ -111,7 +111,7 @@ def run(tensors: Tensors, outputs: list[Tensor], sums_of_p: Tensor) -> None:
 def expected(tensors: Tensors, case: Case) -> tuple[list[Tensor], Tensor]:
     outputs, statistics = [], []
     for index, e in enumerate(tensors.members):
-        output, found = routed_experts_reference(tensors.x, *vars(e).values(), case.top_k, tensors.mask)
+        output, found = routed_experts_reference(tensors.x, *e, case.top_k, tensors.mask)
         if tensors.bases is not None:
             output = output + tensors.x @ tensors.bases[index].weight.T + tensors.bases[index].bias
         outputs.append(output)

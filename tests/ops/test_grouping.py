@@ -60,12 +60,13 @@ def test_a_grouped_step_equals_the_first_one_which_was_not(model: nn.Module, dev
 
 def test_grouped_and_torch_paths_train_alike(model: nn.Module, device: str) -> None:
     twin = copy.deepcopy(model)
+    start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
     losses: dict[str, list[float]] = {}
     for path, trained in (("torch", model), ("triton", twin)):
-        optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-3)
+        optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=3e-3)
         torch.manual_seed(1)
         with use_path(path):
-            for _ in range(8):
+            for _ in range(4):
                 ids = tokens(device)
                 loss = trained(input_ids=ids, labels=ids).loss
                 loss.backward()
@@ -73,7 +74,8 @@ def test_grouped_and_torch_paths_train_alike(model: nn.Module, device: str) -> N
                 optimizer.zero_grad()
                 losses.setdefault(path, []).append(loss.item())
     assert losses["triton"] == pytest.approx(losses["torch"], abs=1e-4)
-    assert losses["torch"][-1] != pytest.approx(losses["torch"][0], abs=1e-3)
+    trained = dict(model.named_parameters())
+    assert all((trained[name] - value).abs().max() > 1e-3 for name, value in start.items())  # it is a training
 
 
 def test_usage_is_counted_once_for_each_member(model: nn.Module, device: str) -> None:

@@ -14,9 +14,10 @@ from transformers.pytorch_utils import Conv1D
 from goat_peft.ops import Base, Experts, Settings, SoftSettings, path_for, routed_linears, routed_softly
 
 from .config import GoatConfig
+from .factor_cache import cached_factors
 from .fingerprint import SAMPLES, check_base, weight_sample
 from .grouping import Group
-from .initialization import Factors, check_rank_fits, plain_factors, segment_factors
+from .initialization import Factors, check_rank_fits, plain_factors
 from .routing import RoutingContext
 
 MERGE_REASON = (
@@ -110,7 +111,7 @@ class GoatLayer(BaseTunerLayer):
             return
         target = self.goat_A[adapter_name]
         if config.uses_residual:
-            factors = segment_factors(weight, config)
+            factors = cached_factors(weight, config, target.dtype)
         else:
             factors = plain_factors(self.out_features, self.in_features, config, target.dtype, target.device)
         self._set_factors(adapter_name, factors)
@@ -223,7 +224,7 @@ class GoatLayer(BaseTunerLayer):
             self.context.is_open or torch._C._current_graph_task_id() != -1
         ):  # else weights might change before others ask
             return False
-        if self.group.members[0] is not self or torch.compiler.is_compiling() or path_for(x) != "triton":
+        if self.group.members[0] is not self or path_for(x) != "triton":
             return False
         config = self.configs[adapter_name]
         return all(

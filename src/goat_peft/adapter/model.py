@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.pytorch_utils import Conv1D
 
+from . import factor_cache
 from .config import GoatConfig
 from .fingerprint import check_base
 from .layer import MERGE_REASON, GoatLayer, Linear
@@ -266,9 +267,15 @@ def _initialize(model: nn.Module, adapter_name: str) -> None:
         layer for layer in _layers(model) if adapter_name in layer.pending and not layer.goat_A[adapter_name].is_meta
     ]
     for layer in tqdm(
-        pending, desc="Initialising GOAT experts", unit="layer", disable=len(pending) < _PROGRESS_FROM, leave=False
+        pending,
+        desc="Initialising GOAT experts",
+        unit="layer",
+        disable=len(pending) < _PROGRESS_FROM or None,
+        leave=False,
     ):
         layer.initialize(adapter_name)
+    if pending:
+        factor_cache.prune()
 
 
 def _named_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class RoutingContext:
         encoder_output = None
         if is_encoder_decoder:
             decoder_mask = _as_mask(inputs.get("decoder_attention_mask"))
-            labels = _as_mask(inputs.get("labels"))
+            labels = _as_matrix(inputs.get("labels"))
             if decoder_mask is None and labels is not None:
                 decoder_mask = labels.ne(-100)  # the decoder reads the labels, shifted
             given = inputs.get("encoder_outputs")
@@ -263,9 +263,15 @@ def layer_balance_loss(statistics: Tensor, top_k: int | None) -> Tensor:
     return (f * statistics[:, :num_experts]).sum(-1) / tokens
 
 
-def _as_mask(value: Any) -> Tensor | None:
+def _as_matrix(value: Any) -> Tensor | None:
     """A (batch, length) tensor, or None for anything else."""
     return value if isinstance(value, Tensor) and value.dim() == 2 else None
+
+
+def _as_mask(value: Any) -> Tensor | None:
+    """Which tokens of a (batch, length) mask count: those with any number but 0; None for anything else."""
+    mask = _as_matrix(value)
+    return mask if mask is None or mask.dtype == torch.bool else mask.ne(0)
 
 
 def _add_up(

@@ -1,4 +1,4 @@
-"""How long does one decoded token take? `python -m goat_peft.bench.decode --help`."""
+"""How long does one decoded token take? `goat bench decode --help`."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def measure(args: argparse.Namespace, method: str, batch: int, graph: bool) -> d
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="goat bench decode", description=__doc__)
     parser.add_argument(
         "--shape",
         default="llama-2-7b",
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--autocast", action="store_true")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/decode.json"))
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     about = environment(args.device)
     for graph in (False, True) if args.device == "cuda" else (False,):
         for batch in map(int, args.batches.split(",")):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
-import os
 import platform
+import shlex
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from goat_peft import records
 
 PACKAGES = ("goat-peft", "torch", "transformers", "peft", "triton")
 
@@ -35,6 +37,19 @@ def median_ms(step: Callable[[], Any], device: str, warmup: int, repeats: int) -
             torch.cuda.synchronize()
         times.append((time.perf_counter() - start) * 1e3)
     return statistics.median(times)
+
+
+def steady_ms(step: Callable[[], Any], device: str, repeats: int) -> float:
+    """Median milliseconds from the end of one `step` to the end of the next on the device, none waited for: as steps follow each other in training."""
+    if device != "cuda":
+        return median_ms(step, device, 0, repeats)
+    ends = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    ends[0].record()
+    for end in ends[1:]:
+        step()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(before.elapsed_time(after) for before, after in itertools.pairwise(ends))
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:
@@ -72,17 +87,14 @@ def environment(device: str) -> dict[str, Any]:
         else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", *_module_name(), *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
     }
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Add rows to a JSON list, atomically: a reader sees the old file or the new one."""
     known = json.loads(path.read_text()) if path.exists() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".tmp") as file:
-        json.dump(known + rows, file, indent=1)
-    os.replace(file.name, path)
+    records.write_text(path, json.dumps(known + rows, indent=1) + "\n")
 
 
 def _version(name: str) -> str | None:
@@ -92,6 +104,6 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _module_name() -> list[str]:
+def _program() -> list[str]:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return [spec.name] if spec is not None else sys.argv[:1]
+    return ["python", "-m", spec.name] if spec is not None else [Path(sys.argv[0]).name]

@@ -1,4 +1,4 @@
-"""How long does a training step take, and how much memory? `python -m goat_peft.bench.train_step --help`."""
+"""How long does a training step take, and how much memory? `goat bench train-step --help`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .measure import append_rows, captured, environment, median_ms, peak_gib, reset_memory
+from .measure import append_rows, captured, environment, median_ms, peak_gib, reset_memory, steady_ms
 from .workloads import METHODS, SHAPES, apply_method, build_base
 
 
@@ -20,9 +20,7 @@ def training_step(model: nn.Module, batch: int, length: int, device: str, autoca
     ids = torch.randint(0, vocabulary, (batch, length), device=device)
     labels = ids if model.config.model_type == "llama" else ids[:, 0] % 2
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = (
-        torch.optim.AdamW(trained, lr=1e-4, fused=device == "cuda", capturable=device == "cuda") if trained else None
-    )
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True, capturable=device == "cuda") if trained else None
 
     def step() -> None:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
@@ -36,7 +34,7 @@ def training_step(model: nn.Module, batch: int, length: int, device: str, autoca
 
 
 def measure(args: argparse.Namespace, method: str, r: int, num_experts: int, batch: int, length: int) -> dict[str, Any]:
-    """One row: milliseconds and peak memory of one method on one workload."""
+    """One row: milliseconds of one method on one workload, steps following each other and each waited for; and peak memory."""
     torch.manual_seed(0)
     reset_memory(args.device)
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
@@ -44,19 +42,28 @@ def measure(args: argparse.Namespace, method: str, r: int, num_experts: int, bat
         method, build_base(args.shape, args.layers, dtype, args.device), r, num_experts, args.top_k, args.dropout
     )
     model.train()
-    runner = torch.compile(model, fullgraph=method != "loop", dynamic=None) if args.compile else model
+    runner = model
+    if args.compile:
+        model(
+            input_ids=torch.zeros(1, 8, dtype=torch.long, device=args.device)
+        )  # layers learn what they share, see `adapter.grouping`
+        torch.compiler.reset()
+        runner = torch.compile(model, fullgraph=method != "loop", dynamic=None)
     step = training_step(runner, batch, length, args.device, autocast=args.device == "cuda")
     if args.graph:
         step = captured(step)
-    milliseconds = median_ms(step, args.device, args.warmup, 3 if method == "loop" else args.repeats)
+    repeats = 3 if method == "loop" else args.repeats
+    waited = median_ms(step, args.device, args.warmup, repeats)
+    steady = steady_ms(step, args.device, repeats)
     return {
         "method": method, "shape": args.shape, "layers": args.layers, "batch": batch, "length": length, "r": r, "num_experts": num_experts,
-        "top_k": args.top_k, "dropout": args.dropout, "compiled": args.compile, "cuda_graph": args.graph, "step_ms": milliseconds, "peak_gib": peak_gib(args.device),
+        "top_k": args.top_k, "dropout": args.dropout, "compiled": args.compile, "cuda_graph": args.graph, "step_ms": steady, "waited_ms": waited, "peak_gib": peak_gib(args.device),
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="goat bench train-step", description=__doc__)
     parser.add_argument("--shape", default="llama-2-7b", choices=list(SHAPES))
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--sizes", default="4x1024", help="batch x length, comma separated")
@@ -75,22 +82,28 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/train_step.json"))
-    args = parser.parse_args()
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
     about = environment(args.device)
     for size in args.sizes.split(","):
         batch, length = map(int, size.split("x"))
         for r in map(int, args.ranks.split(",")):
             for num_experts in map(int, args.experts.split(",")):
                 rows = [measure(args, method, r, num_experts, batch, length) for method in args.methods.split(",")]
-                floor = next((row["step_ms"] for row in rows if row["method"] == "floor"), None)
-                lora = next((row["step_ms"] for row in rows if row["method"] == "lora"), None)
+                by_name = {row["method"]: row for row in rows}
                 for row in rows:
-                    row["over_floor"] = row["step_ms"] / floor if floor else None
-                    row["over_lora"] = row["step_ms"] / lora if lora else None
+                    for name in ("floor", "lora"):
+                        other = by_name.get(name)
+                        row[f"over_{name}"] = row["step_ms"] / other["step_ms"] if other else None
+                        row[f"waited_over_{name}"] = row["waited_ms"] / other["waited_ms"] if other else None
                     memory = f"{row['peak_gib']:6.2f} GiB" if row["peak_gib"] is not None else ""
                     print(
                         f"{args.shape} {size:>9} r={r:<3} E={num_experts:<3} p={args.dropout} {'compiled ' if args.compile else ''}{'graph ' if args.graph else ''}{row['method']:6}"
-                        f" {row['step_ms']:9.2f} ms  {row['over_floor'] or 0:6.3f} x floor  {row['over_lora'] or 0:6.3f} x lora  {memory}",
+                        f" {row['step_ms']:9.2f} ms  {row['over_floor'] or 0:6.3f} x floor  {row['over_lora'] or 0:6.3f} x lora"
+                        f"  (waited for {row['waited_ms']:.2f}, {row['waited_over_floor'] or 0:.3f}, {row['waited_over_lora'] or 0:.3f})  {memory}",
                         flush=True,
                     )
                 append_rows(args.results, [row | about for row in rows])

@@ -53,12 +53,17 @@ def build_base(shape: str, layers: int, dtype: torch.dtype, device: str) -> nn.M
     return model.requires_grad_(False)
 
 
+def linear_names(base: nn.Module) -> tuple[str, ...]:
+    """Last names of the linears that get adapters."""
+    return BERT_LINEARS if isinstance(base, BertForSequenceClassification) else LLAMA_LINEARS
+
+
 def apply_method(method: str, base: nn.Module, r: int, num_experts: int, top_k: int, dropout: float) -> nn.Module:
     """The base with a method's adapters on all its linears; 'floor' has none, and a gradient goes back to its embeddings' output.
 
     GOAT starts from random factors with a residual of the same shape: the time does not depend on the values.
     """
-    names = BERT_LINEARS if isinstance(base, BertForSequenceClassification) else LLAMA_LINEARS
+    names = linear_names(base)
     if method == "floor":
         embeddings = base.get_input_embeddings()
         embeddings.shift = nn.Parameter(torch.zeros(1, device=embeddings.weight.device, dtype=embeddings.weight.dtype))
@@ -104,7 +109,7 @@ def _fill_experts(model: nn.Module) -> nn.Module:
                 tensors["default"] = nn.Parameter(torch.randn(like.shape, device=device) * 0.01)
             for buffers in (layer.goat_residual_A, layer.goat_residual_B):
                 buffers["default"] = torch.randn(buffers["default"].shape, device=device) * 0.01
-            layer.goat_scale["default"] = layer.goat_scale["default"].to(device)
+            layer.goat_scale["default"] = torch.full_like(layer.goat_scale["default"], 2.0, device=device)
             layer.goat_base_sample["default"] = layer.goat_base_sample["default"].to(device)
             layer.pending.clear()
     return model

@@ -8,7 +8,7 @@ import warnings
 import typer
 
 from ..errors import UserError
-from . import compare, demo, evaluate, inspect, recipes, report, train
+from . import bench, chat, compare, demo, evaluate, inspect, judge, recipes, report, train, view
 from .output import complain
 
 app = typer.Typer(
@@ -22,6 +22,10 @@ app.command(name="train", help=train.HELP)(train.train)
 app.command(name="eval", help=evaluate.HELP)(evaluate.evaluate)
 app.add_typer(recipes.app, name="recipes")
 app.command(name="inspect", help=inspect.HELP)(inspect.inspect)
+app.command(name="judge", help=judge.HELP)(judge.judge)
+app.add_typer(bench.app, name="bench")
+app.command(name="view", help=view.HELP)(view.view)
+app.command(name="chat", help=chat.HELP)(chat.chat)
 app.command(name="compare", help=compare.HELP)(compare.compare)
 app.command(name="report", help=report.HELP)(report.report)
 app.command(name="demo", help=demo.HELP)(demo.demo)

@@ -9,6 +9,9 @@ from rich.table import Table
 
 from ..reporting.tables import percent
 
+# Figures that are no shares: from -1 to 1.
+CORRELATIONS = ("matthews", "pearson", "spearman")
+
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -28,7 +31,7 @@ def score_table(title: str, metrics: dict[str, float], counts: dict[str, int]) -
     """Build the table of an evaluation."""
     table = Table("metric", "value", title=title, title_justify="left")
     for name, value in metrics.items():
-        table.add_row(name.replace("_", " "), percent(value) + (" %" if name != "matthews" else " (x 100)"))
+        table.add_row(name.replace("_", " "), percent(value) + (" (x 100)" if name.endswith(CORRELATIONS) else " %"))
     for name, number in counts.items():
         table.add_row(name.replace("_", " "), str(number))
     return table
@@ -39,9 +42,8 @@ def final_scores(row: dict[str, Any]) -> str:
     parts = []
     for name, value in row.items():
         if isinstance(value, float) and name.startswith(("test", "valid")):
-            parts.append(
-                f"{name.replace('_', ' ')} {percent(value)} %" if "matthews" not in name else f"{name} {value:.3f}"
-            )
+            shown = f"{value:.3f}" if name.endswith(CORRELATIONS) else f"{percent(value)} %"
+            parts.append(f"{name.replace('_', ' ')} {shown}")
         elif isinstance(value, int) and name.endswith("failed_extractions"):
             parts.append(f"{name.replace('_', ' ')} {value}")
     return ", ".join(parts)

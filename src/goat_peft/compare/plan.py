@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from ..errors import UserError, closest, first_line
-from ..recipes import Recipe, apply_override, check, read_text
+from ..recipes import Recipe, apply_override, check, read
 from ..recipes.schema import METHODS, Strict
 
 
@@ -100,7 +100,7 @@ class Plan(Strict):
 
     def recipe(self, source: str, method: MethodPlan, rate: float, seed: int, split: str, folder: Path) -> Recipe:
         """The checked recipe of one run, scored on `split` ('validation' or 'test')."""
-        data = yaml.safe_load(read_text(source))
+        data = read(source)
         for override in self.overrides:
             apply_override(data, override)
         known = METHODS[method.name].options.model_fields

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 
 from ..recipes.schema import MethodOptions
-from .base import check_targets
+from .base import check_targets, modules_to_save
 
 
 class AdapterOptions(MethodOptions):
@@ -29,6 +29,6 @@ class AdapterOptions(MethodOptions):
 def build(model: nn.Module, options: AdapterOptions, task_type: TaskType | None) -> nn.Module:
     """Wrap the model with a LoRA adapter of the method's kind."""
     check_targets(model, options.target_modules)
-    return get_peft_model(
-        model, LoraConfig(task_type=task_type, **options.fixed, **options.model_dump(exclude={"name"}))
-    )
+    settings = options.fixed | options.model_dump(exclude={"name"})
+    settings["modules_to_save"] = modules_to_save(model, options.modules_to_save, task_type)
+    return get_peft_model(model, LoraConfig(task_type=task_type, **settings))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import TaskType
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 
 from ..errors import UserError
@@ -58,6 +59,18 @@ def register(method: Method) -> Method:
     return METHODS.register(method)
 
 
+def train_whole(model: nn.Module) -> nn.Module:
+    """Make every parameter trainable, in float32 whatever dtype the weights were loaded in.
+
+    A bfloat16 weight has 8 significant bits: AdamW's updates of about 1e-5 would round away. Computing in bfloat16 is
+    the recipe's `training.bf16` (autocast). In place: tied parameters stay tied; buffers keep their dtype.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return model.requires_grad_(True)
+
+
 def check_targets(model: nn.Module, target_modules: str | list[str] | None) -> None:
     """Raise `UserError` when a target names no module of the model, saying which linear layers there are."""
     if target_modules is None or target_modules == "all-linear":
@@ -73,6 +86,17 @@ def check_targets(model: nn.Module, target_modules: str | list[str] | None) -> N
             f"method.target_modules={','.join(missing)}: the model has no such module; "
             f"use all-linear or names among {', '.join(linear)}"
         )
+
+
+def modules_to_save(model: nn.Module, given: list[str] | None, task_type: TaskType | None) -> list[str] | None:
+    """Modules that train in full beside an adapter: those `given`, and a classifier's head where PEFT does not add it.
+
+    It does for the task types that it knows; it has none for images.
+    """
+    if task_type is not None:
+        return given
+    heads = [name for name in SEQ_CLS_HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module)]
+    return list(dict.fromkeys([*(given or []), *heads])) or None
 
 
 def _is_linear(module: nn.Module) -> bool:

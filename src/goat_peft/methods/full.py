@@ -8,7 +8,7 @@ from peft import TaskType
 from torch import nn
 
 from ..recipes.schema import MethodOptions
-from .base import FULL_RATES, Method, register
+from .base import FULL_RATES, Method, register, train_whole
 
 
 class FullOptions(MethodOptions):
@@ -18,8 +18,8 @@ class FullOptions(MethodOptions):
 
 
 def build(model: nn.Module, options: FullOptions, task_type: TaskType | None) -> nn.Module:
-    """Return the model with every parameter trainable."""
-    return model.requires_grad_(True)
+    """Return the model with every parameter trainable and in float32; bfloat16 compute is `training.bf16`."""
+    return train_whole(model)
 
 
 register(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..errors import UserError
 from ..ops.routers import topk_weights_autograd
 from ..recipes.schema import MethodOptions
-from .base import FULL_RATES, Method, register
+from .base import FULL_RATES, Method, register, train_whole
 
 _BYTES_PER_PARAMETER = 16  # float32 weight, gradient, and AdamW's two moments
 
@@ -86,13 +86,13 @@ def check_memory(model: nn.Module, linears: dict[str, nn.Linear], num_experts: i
 
 
 def build(model: nn.Module, options: FullMoeOptions, task_type: TaskType | None) -> nn.Module:
-    """Replace each linear but the head by its experts; every parameter trains."""
+    """Replace each linear but the head by its experts; every parameter trains in float32 (autocast: `training.bf16`)."""
     linears = upcycled_linears(model)
     check_memory(model, linears, options.num_experts)
     for name, linear in linears.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, FullExperts(linear, options.num_experts, options.top_k))
-    return model.requires_grad_(True)
+    return train_whole(model)
 
 
 register(

@@ -11,7 +11,7 @@ from torch import nn
 from .. import GoatConfig
 from ..adapter.presets import PRESETS
 from ..recipes.schema import MethodOptions
-from .base import check_targets
+from .base import check_targets, modules_to_save
 
 
 class MixtureOptions(MethodOptions):
@@ -21,6 +21,12 @@ class MixtureOptions(MethodOptions):
     """
 
     starting_preset: ClassVar[str | None] = None
+    own: ClassVar[frozenset[str]] = frozenset(
+        {
+            "name", "preset", "router", "top_p", "shared_A", "shared_experts", "init_weights", "scaling", "eta", "rho",
+            "expert_scaling", "router_aux_loss_coef", "router_aux_loss_reduction",
+        }
+    )  # fmt: skip
 
     r: int = Field(8, description="total rank over all experts, a multiple of num_experts")
     num_experts: int = Field(8, description="experts E")
@@ -74,4 +80,6 @@ class MixtureOptions(MethodOptions):
 def build(model: nn.Module, options: MixtureOptions, task_type: TaskType | None) -> nn.Module:
     """Wrap the model with routed experts."""
     check_targets(model, options.target_modules)
-    return get_peft_model(model, options.config(task_type))
+    config = options.config(task_type)
+    config.modules_to_save = modules_to_save(model, config.modules_to_save, task_type)
+    return get_peft_model(model, config)

@@ -4,15 +4,14 @@ The operator serves a group of linears that read the same input, as the query, k
 then read once for all of them. A single linear is a group of one.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 MAX_MEMBERS = 4  # of a group
 
 
-@dataclass(frozen=True)
-class Experts:
+class Experts(NamedTuple):
     """Tensors of one adapter on one linear of n inputs and m outputs.
 
     A (r, n), B (m, r), router (E, n), scale (E,); residual_A (r, n) and residual_B (m, r), or None for no residual. Expert j owns rows
@@ -36,16 +35,14 @@ class Experts:
         return self.A.shape[0] // self.router.shape[0]
 
 
-@dataclass(frozen=True)
-class Base:
+class Base(NamedTuple):
     """A frozen linear whose product the operator computes itself: weight (m, n) and bias (m,) or None."""
 
     weight: Tensor
     bias: Tensor | None
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What a group's members share: active experts, dropout on the experts' input, whether to collect statistics."""
 
     top_k: int
@@ -53,8 +50,7 @@ class Settings:
     collect: bool
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     """What the forward of a group of N keeps for the backward.
 
     hidden `A x` (N, tokens, r), routing weights and logits (N, tokens, E), and what a path packed (any number of tensors of its own).
@@ -66,8 +62,7 @@ class Saved:
     packed: list[Tensor]
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """Outputs, one (tokens, m) for each member; the statistics (N, blocks, 2 E + 2), or None; what the backward needs."""
 
     outputs: list[Tensor]
@@ -75,8 +70,7 @@ class Result:
     saved: Saved
 
 
-@dataclass(frozen=True)
-class Gradients:
+class Gradients(NamedTuple):
     """Gradients of the input (tokens, n) if asked for, and for each member of A (r, n), B (m, r) and router (E, n)."""
 
     x: Tensor | None

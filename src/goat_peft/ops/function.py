@@ -1,10 +1,9 @@
 """The operator as the adapter calls it: one autograd function over the paths, visible to `torch.compile` as two opaque operators."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +22,7 @@ def _path(x: Tensor) -> ModuleType:
     return fused
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     """Where a group's tensors are in one flat list: A, B, router, scale of each member, then residual_A, residual_B, then weight, bias."""
 
     members: int
@@ -85,11 +83,22 @@ def _flat_backward(
     return [*apart, x.new_empty(0) if found.x is None else found.x]
 
 
-forward_op = torch.library.custom_op("goat_peft::routed_linears", _flat_forward, mutates_args=())
-backward_op = torch.library.custom_op("goat_peft::routed_linears_backward", _flat_backward, mutates_args=())
+# Registered below `torch.library.custom_op`, whose checks on every call cost the host as much as the operator itself.
+_library = torch.library.Library("goat_peft", "DEF")
 
 
-@forward_op.register_fake
+def _define(name: str, implementation: Callable[..., list[Tensor]]) -> Any:
+    schema = torch.library.infer_schema(implementation, mutates_args=())
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    return getattr(torch.ops.goat_peft, name).default
+
+
+forward_op = _define("routed_linears", _flat_forward)
+backward_op = _define("routed_linears_backward", _flat_backward)
+
+
+@torch.library.register_fake("goat_peft::routed_linears", lib=_library)
 def _(
     x: Any,
     tensors: Any,
@@ -118,7 +127,7 @@ def _(
     ]
 
 
-@backward_op.register_fake
+@torch.library.register_fake("goat_peft::routed_linears_backward", lib=_library)
 def _(
     grads: Any, grad_statistics: Any, x: Any, tensors: Any, saved: Any, token_mask: Any, seed: Any, members: int, residual: bool, base: bool,
     top_k: int, dropout: float, collect: bool, needs_input_grad: bool,

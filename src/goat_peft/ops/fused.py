@@ -5,8 +5,9 @@ accumulates onto it (`addmm` with beta = 1), which hides the read behind the lar
 tensor the same way. Nothing here waits for the device.
 """
 
+from functools import cache
+
 import torch
-import triton
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,8 +47,8 @@ def forward(
     hidden = x.new_empty(n, tokens, r)
     mixed = x.new_empty(n, tokens, 2 * r if residual else r)
     weights, logits = rest.new_empty(n, tokens, num_experts), rest.new_empty(n, tokens, num_experts)
-    experts_pad, rank_pad, block = _tile(first)
-    programs = blocks(tokens, first)
+    experts_pad, rank_pad, block = _tile(num_experts, rank)
+    programs = _cdiv(tokens, block)
     statistics = rest.new_empty(n, programs, 2 * num_experts + 2) if settings.collect else None
     launch(
         kernels.gate_kernel, (programs, n),
@@ -76,7 +77,7 @@ def backward(
     needs_input_grad: bool,
 ) -> Gradients:
     """As `dense.backward`, with dropout drawn again in the kernels."""
-    x, grads = _rows_contiguous(x), [_rows_contiguous(grad.to(x.dtype)) for grad in grads]
+    x, grads = _rows_contiguous(x), [_rows_contiguous(_cast(grad, x.dtype)) for grad in grads]
     rows, *columns = saved.packed
     tokens, n, first = x.shape[0], len(members), members[0]
     num_experts, rank, r, residual = first.num_experts, first.rank, first.A.shape[0], first.residual_A is not None
@@ -87,14 +88,16 @@ def backward(
         _thin(grad, factors, out=out)
     mixed = torch.empty_like(saved.hidden)
     thin = x.new_empty(tokens, width)
-    experts_pad, rank_pad, block = _tile(first)
+    experts_pad, rank_pad, block = _tile(num_experts, rank)
     launch(
-        kernels.gate_backward_kernel, (blocks(tokens, first), n),
+        kernels.gate_backward_kernel, (_cdiv(tokens, block), n),
         (grad_mixed, saved.hidden, saved.weights, saved.logits, *_four([e.scale for e in members]), token_mask, grad_statistics, mixed, thin,
          tokens, 0 if grad_statistics is None else grad_statistics.stride(0)),
         (n, num_experts, rank, experts_pad, rank_pad, residual, grad_statistics is not None, token_mask is not None, block),
     )  # fmt: skip
-    grad_B = [_thin(grad.t(), part).to(e.B.dtype) for grad, part, e in zip(grads, mixed.unbind(), members, strict=True)]
+    grad_B = [
+        _cast(_thin(grad.t(), part), e.B.dtype) for grad, part, e in zip(grads, mixed.unbind(), members, strict=True)
+    ]
 
     split = n * r
     if seed is None:
@@ -103,9 +106,9 @@ def backward(
     else:
         found_A = _dropped_token_sum(x, thin, split, settings.dropout, seed)
         found_router = _thin(thin[:, split : split + n * num_experts].t(), x)
-    grad_A = [part.to(member.A.dtype) for part, member in zip(found_A.split(r), members, strict=True)]
+    grad_A = [_cast(part, member.A.dtype) for part, member in zip(found_A.split(r), members, strict=True)]
     grad_router = [
-        part.to(member.router.dtype) for part, member in zip(found_router.split(num_experts), members, strict=True)
+        _cast(part, member.router.dtype) for part, member in zip(found_router.split(num_experts), members, strict=True)
     ]
 
     grad_x = None
@@ -138,8 +141,8 @@ def _pack(members: list[Experts], dtype: torch.dtype) -> tuple[Tensor, list[Tens
     rows = torch.empty(shape, dtype=dtype, device=first.A.device)
     columns = [torch.empty(column_shape, dtype=dtype, device=first.A.device) for column_shape in column_shapes]
     block, width = 1024, shape[1]
-    row_programs = shape[0] // len(members) * triton.cdiv(width, block)
-    column_programs = max(triton.cdiv(factors.numel(), block) for factors in columns)
+    row_programs = shape[0] // len(members) * _cdiv(width, block)
+    column_programs = max(_cdiv(factors.numel(), block) for factors in columns)
     kinds = [[e.A for e in members], [e.router for e in members], [e.residual_A for e in members],
              [e.B for e in members], [e.residual_B for e in members], columns]  # fmt: skip
     launch(
@@ -167,17 +170,22 @@ def _few_tokens(x: Tensor, bases: list[Base] | None, members: list[Experts], set
     for index, experts in enumerate(members):
         below = None if bases is None else F.linear(x, bases[index].weight, bases[index].bias)
         output = x.new_empty(x.shape[0], experts.B.shape[0])
-        experts_pad = triton.next_power_of_2(experts.num_experts)
-        rank_pad = max(triton.next_power_of_2(experts.rank), 16 // experts_pad)
+        experts_pad = _power_of_2(experts.num_experts)
+        rank_pad = max(_power_of_2(experts.rank), 16 // experts_pad)
         block = 64
         launch(
-            kernels.few_tokens_kernel, (triton.cdiv(output.shape[1], block),),
+            kernels.few_tokens_kernel, (_cdiv(output.shape[1], block),),
             (products, experts.scale, experts.B, experts.residual_B, below, output, x.shape[0], output.shape[1], products.stride(0), index),
             (n, experts.num_experts, experts.rank, experts_pad, rank_pad, settings.top_k, experts.residual_B is not None, bases is not None, 16, block),
         )  # fmt: skip
         outputs.append(output)
     nothing = products.new_empty(0)
     return Result(outputs, None, Saved(nothing, nothing, nothing, []))
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`, which takes longer to find out that there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
@@ -198,20 +206,30 @@ def _four(items: list) -> list:
     return items + [items[0]] * (MAX_MEMBERS - len(items))
 
 
+def _cdiv(size: int, step: int) -> int:
+    return -(-size // step)
+
+
+def _power_of_2(size: int) -> int:
+    """Smallest power of 2 that is no less."""
+    return 1 << (size - 1).bit_length()
+
+
 def _pad(size: int) -> int:
     """Smallest size a matrix product of a tensor core takes."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, _power_of_2(size))
 
 
-def _tile(experts: Experts) -> tuple[int, int, int]:
+@cache
+def _tile(num_experts: int, rank: int) -> tuple[int, int, int]:
     """Padded E and d, and the tokens of one program of the routing kernels, so that its tile stays within the registers."""
-    experts_pad, rank_pad = triton.next_power_of_2(experts.num_experts), triton.next_power_of_2(experts.rank)
+    experts_pad, rank_pad = _power_of_2(num_experts), _power_of_2(rank)
     return experts_pad, rank_pad, max(1, min(16, 2048 // (experts_pad * rank_pad)))
 
 
 def blocks(tokens: int, experts: Experts) -> int:
     """Into how many blocks of tokens the statistics are split."""
-    return triton.cdiv(tokens, _tile(experts)[2])
+    return _cdiv(tokens, _tile(experts.num_experts, experts.rank)[2])
 
 
 def _precision(x: Tensor) -> str:
@@ -225,9 +243,9 @@ def _dropout_arguments(dropout: float) -> tuple[int, float]:
 
 def _split(length: int, blocks: int, step: int) -> tuple[int, int]:
     """How many parts, and how long each, to cut a sum of `length` into when `blocks` programs run besides."""
-    parts = max(1, min(_MAX_PARTS, _PROGRAMS // max(blocks, 1), triton.cdiv(length, 2 * step)))
-    span = triton.cdiv(triton.cdiv(length, parts), step) * step
-    return triton.cdiv(length, span), span
+    parts = max(1, min(_MAX_PARTS, _PROGRAMS // max(blocks, 1), _cdiv(length, 2 * step)))
+    span = _cdiv(_cdiv(length, parts), step) * step
+    return _cdiv(length, span), span
 
 
 def _dropped_project(x: Tensor, rows: Tensor, count: int, dropout: float, seed: Tensor) -> Tensor:
@@ -235,10 +253,10 @@ def _dropped_project(x: Tensor, rows: Tensor, count: int, dropout: float, seed: 
     tokens, width = x.shape
     wide = x.dtype == torch.float32
     block_t, block_k = (32, 32) if wide else (64, 64 if count > 64 else 128)
-    parts, span = _split(width, triton.cdiv(tokens, block_t), block_k)
+    parts, span = _split(width, _cdiv(tokens, block_t), block_k)
     out = x.new_empty(parts, tokens, count, dtype=torch.float32)
     launch(
-        kernels.dropped_project_kernel, (triton.cdiv(tokens, block_t), parts),
+        kernels.dropped_project_kernel, (_cdiv(tokens, block_t), parts),
         (x, rows, out, seed, tokens, width, span, x.stride(0), *_dropout_arguments(dropout)),
         (count, _pad(count), _precision(x), block_t, block_k), num_stages=2 if wide else 3,
     )  # fmt: skip
@@ -249,10 +267,10 @@ def _dropped_token_sum(wide: Tensor, thin: Tensor, count: int, dropout: float, s
     """sum_t thin[t, c] dropout(wide)[t, n] as (count, n) float32, for the leading columns of thin."""
     tokens, width = wide.shape
     block_t, block_n = (16, 64) if wide.dtype == torch.float32 else (64, 128)
-    parts, span = _split(tokens, triton.cdiv(width, block_n), block_t)
+    parts, span = _split(tokens, _cdiv(width, block_n), block_t)
     out = wide.new_empty(parts, count, width, dtype=torch.float32)
     launch(
-        kernels.dropped_token_sum_kernel, (triton.cdiv(width, block_n), parts),
+        kernels.dropped_token_sum_kernel, (_cdiv(width, block_n), parts),
         (wide, thin, out, seed, tokens, width, span, wide.stride(0), thin.stride(0), *_dropout_arguments(dropout)),
         (count, _pad(count), _precision(wide), block_t, block_n),
         num_warps=4 if count <= 64 else 8, num_stages=2 if wide.dtype == torch.float32 else 3,
@@ -265,7 +283,7 @@ def _add_dropped_input(grad: Tensor, thin: Tensor, rows: Tensor, count: int, dro
     tokens, width = grad.shape
     block_t, block_n = (32, 32) if grad.dtype == torch.float32 else (64, 128)
     launch(
-        kernels.dropped_input_kernel, (triton.cdiv(tokens, block_t), triton.cdiv(width, block_n)),
+        kernels.dropped_input_kernel, (_cdiv(tokens, block_t), _cdiv(width, block_n)),
         (grad, thin, rows, seed, tokens, width, thin.stride(0), *_dropout_arguments(dropout)),
         (count, _pad(count), _precision(grad), block_t, block_n),
     )  # fmt: skip

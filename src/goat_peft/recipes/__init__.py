@@ -1,9 +1,11 @@
 """Recipes: the typed form, its loader, and the ones that ship with the package."""
 
-from .loader import apply_override, check, load, read_text, shipped, to_yaml
-from .schema import Cut, Data, Evaluation, MethodOptions, ModelSettings, Recipe, Source, TaskOptions, Training
+from .loader import apply_override, check, load, load_task, read, to_yaml
+from .schema import About, Cut, Data, Evaluation, MethodOptions, ModelSettings, Recipe, Source, TaskOptions, Training
+from .shelf import families, read_task_text, read_text, shipped, task_files
 
 __all__ = [
+    "About",
     "Cut",
     "Data",
     "Evaluation",
@@ -15,8 +17,13 @@ __all__ = [
     "Training",
     "apply_override",
     "check",
+    "families",
     "load",
+    "load_task",
+    "read",
+    "read_task_text",
     "read_text",
     "shipped",
+    "task_files",
     "to_yaml",
 ]

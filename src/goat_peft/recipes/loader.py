@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,50 +9,27 @@ from pydantic import ValidationError
 
 from ..errors import UserError, closest, first_line
 from .messages import lines
-from .schema import METHODS, Recipe
-
-# A block that may be written as a bare name: `method: goat` is `method: {name: goat}`.
-BARE_NAMES = {"method": "name", "model": "name", "task": "type"}
-
-
-def shipped() -> list[str]:
-    """Names of the recipes that come with the package, sorted."""
-    folder = resources.files(__package__) / "shipped"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+from .resolve import BARE_NAMES, extended, used, with_tasks
+from .schema import METHODS, TASKS, Recipe, TaskOptions
+from .shelf import parse, read_text
 
 
-def read_text(source: str) -> str:
-    """Return the YAML text of a recipe file or of a shipped recipe's name."""
-    path = Path(source)
-    if path.suffix in {".yaml", ".yml"} or path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"recipe={source}: {error.strerror}; give a YAML file or one of {', '.join(shipped())}")
-        except UnicodeDecodeError:
-            raise UserError(f"recipe={source}: not a text file; give a YAML file in UTF-8") from None
-    if source not in shipped():
-        raise UserError(f"recipe={source}: no such file and no shipped recipe; {closest(source, shipped())}")
-    return (resources.files(__package__) / "shipped" / f"{source}.yaml").read_text(encoding="utf-8")
+def read(source: str) -> dict[str, Any]:
+    """Read a recipe's keys, with those of the files it extends below them; `use` still stands."""
+    return extended(parse(read_text(source), f"recipe={source}"), source)
 
 
 def load(source: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Load, override and check a recipe; raise `UserError` with one line per mistake."""
-    try:
-        data = yaml.safe_load(read_text(source))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"recipe={source}:{place} is not YAML: {getattr(error, 'problem', None) or first_line(error)}")
-    if not isinstance(data, dict):
-        raise UserError(f"recipe={source}: holds no keys; see `goat recipes show {shipped()[0]}` for the form")
+    data = read(source)
     for override in overrides:
         apply_override(data, override)
     return check(data)
 
 
 def check(data: dict[str, Any]) -> Recipe:
-    """Turn plain data into a `Recipe` whose learning rate is settled."""
+    """Turn plain data into a `Recipe` that stands on its own: task files filled in, learning rate settled."""
+    data = with_tasks(data)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -62,8 +37,26 @@ def check(data: dict[str, Any]) -> Recipe:
     return _settle_learning_rate(recipe)
 
 
+def load_task(source: str, overrides: list[str] | tuple[str, ...] = ()) -> TaskOptions:
+    """Load a task file by shipped name or path; overrides are `key=value` of the task (`data.folder=DIR`)."""
+    data: dict[str, Any] = {"task": {"use": source}}
+    for override in overrides:
+        apply_override(data, f"task.{override}")
+    block = used(data["task"], "task")
+    kind = block.get("type")
+    if kind not in TASKS:
+        raise UserError(f"task.type={kind}: no such task; {closest(str(kind), TASKS.names())}")
+    try:
+        return TASKS[kind].options.model_validate(block)
+    except ValidationError as error:
+        raise UserError("\n".join(lines(error, {"task": block}, ("task",)))) from None
+
+
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one dotted key in place; the value is read as YAML (`method.r=16`, `training.epochs=null`)."""
+    """Set one dotted key in place; the value is read as YAML (`method.r=16`, `training.epochs=null`).
+
+    A bare `method=NAME` keeps the recipe's settings that both methods have, such as r; `method={name: NAME}` keeps none.
+    """
     key, sign, text = override.partition("=")
     if not sign or not key:
         raise UserError(f"{override}: not an override; write key=value, such as training.epochs=2")
@@ -87,7 +80,20 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         # Another model of the same settings: only the name changes, and the old name's revision goes with it.
         data["model"] = {**{k: v for k, v in data["model"].items() if k != "revision"}, "name": value}
         return
+    if not parents and last == "method" and isinstance(value, str) and isinstance(data.get("method"), dict):
+        value = _another_method(data["method"], value)
     block[last] = value
+
+
+def _another_method(below: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the block of method `name` with the settings of the block `below` that mean the same in both, such as r."""
+    if below.get("name") == name:
+        return below
+    if name not in METHODS or below.get("name") not in METHODS:
+        return {"name": name}
+    old, new = METHODS[below["name"]].options, METHODS[name].options
+    shared = (old.model_fields.keys() & new.model_fields.keys()) - old.own - new.own
+    return {"name": name} | {key: value for key, value in below.items() if key in shared}
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -100,8 +106,9 @@ def _settle_learning_rate(recipe: Recipe) -> Recipe:
     given, method = recipe.training.learning_rate, recipe.method.name
     if isinstance(given, dict):
         for name in given:
-            if name not in METHODS:
-                raise UserError(f"training.learning_rate.{name}: no such method; {closest(name, METHODS.names())}")
-        given = given.get(method)
+            if name != "other" and name not in METHODS:
+                known = [*METHODS.names(), "other"]
+                raise UserError(f"training.learning_rate.{name}: no such method; {closest(name, known)}")
+        given = given.get(method, given.get("other"))
     rate = METHODS[method].learning_rate if given is None else given
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": rate})})

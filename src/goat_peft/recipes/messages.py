@@ -8,15 +8,20 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ..errors import closest
-from .schema import METHODS, TASKS, Recipe
+from .schema import METHODS, TASKS, Recipe, TaskOptions
 
 FAMILIES = {"method": (METHODS, "name"), "task": (TASKS, "type")}
 
 
-def lines(error: ValidationError, data: dict[str, Any]) -> list[str]:
-    """Turn a recipe's validation error into lines such as `training.epochs=abc: should be a number`."""
+def lines(error: ValidationError, data: dict[str, Any], at: tuple[str, ...] = ()) -> list[str]:
+    """Turn a validation error into lines such as `training.epochs=abc: should be a number`.
+
+    Args:
+        data: the recipe as plain data.
+        at: where in the recipe the block lies that was validated; the whole recipe when empty.
+    """
     said: dict[str, list[str]] = {}
-    for item in _flatten(error):
+    for item in _flatten(error, at):
         field, _, message = _line(item, data).partition(": ")
         if message not in said.setdefault(field, []):
             said[field].append(message)
@@ -52,9 +57,17 @@ def _line(item: dict[str, Any], data: dict[str, Any]) -> str:
         value = given.get(key) if isinstance(given, dict) else given
         return f"{field}.{key}={_short(value)}: {item['msg']}"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if kind == "string_type" and isinstance(given, dict):
+        # `task.prompt={nope}`: YAML reads braces without quotes as a mapping.
+        text = ", ".join(str(key) if value is None else f"{key}: {value}" for key, value in given.items())
+        return (
+            f"{field}={{{_short(text)}}}: is a mapping in YAML; a text in braces needs quotes, '\"{{{_short(text)}}}\"'"
+        )
     if isinstance(given, (dict, BaseModel)):
         # A rule over several keys of a block; by convention its message starts with the key at fault.
-        return f"{field}.{message}" if re.match(r"\w+=", message) else f"{field}: {message}"
+        if not re.match(r"[\w.]+=", message):
+            return f"{field}: {message}"
+        return f"{field}.{message}" if location else message
     return f"{field}={_short(given)}: {message}".replace("\n", " ")
 
 
@@ -72,16 +85,22 @@ def _is_key(part: Any, location: tuple[Any, ...], data: dict[str, Any]) -> bool:
 def _model_at(location: tuple[Any, ...], data: dict[str, Any]) -> type[BaseModel] | None:
     """Return the pydantic model that describes the block at `location`, or None inside a plain value."""
     model: type[BaseModel] | None = Recipe
+    block: Any = data
     for part in location:
-        if model is None or part not in model.model_fields:
+        inside = isinstance(block, list) and isinstance(part, int) and part < len(block)
+        block = block[part] if inside else block.get(part) if isinstance(block, dict) else None
+        if isinstance(part, int):
+            # An element of a list: of the model that the list's annotation names.
+            family = "task" if model is TaskOptions else None
+        elif model is None or part not in model.model_fields:
             return None
-        if model is Recipe and part in FAMILIES:
-            registry, key = FAMILIES[part]
-            block = data.get(part)
+        else:
+            family = part if model is Recipe and part in FAMILIES else None
+            model = None if family else _inner_model(model.model_fields[part].annotation)
+        if family:
+            registry, key = FAMILIES[family]
             name = block.get(key) if isinstance(block, dict) else block
             model = registry[name].options if name in registry else None
-            continue
-        model = _inner_model(model.model_fields[part].annotation)
     return model
 
 

@@ -6,7 +6,8 @@ named method or task registered (`goat_peft.methods`, `goat_peft.tasks`).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -19,6 +20,7 @@ from pydantic import (
     PositiveInt,
     SerializeAsAny,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -37,15 +39,35 @@ class Strict(BaseModel):
 
 
 class MethodOptions(Strict):
-    """Base of every method's options; `name` picks the method."""
+    """Base of every method's options; `name` picks the method.
+
+    `own` holds the keys that make a method what it is: the override `method=NAME` never carries them to another one.
+    """
+
+    own: ClassVar[frozenset[str]] = frozenset({"name"})
 
     name: str
+
+
+class About(Strict):
+    """Where a task's data comes from, for a reader who decides whether to use it."""
+
+    source: str = Field(description="who made the data, and where it is described")
+    licence: str = Field(description="terms of the data, or that none are stated")
+    size: str = Field(description="rows and download, in words")
 
 
 class TaskOptions(Strict):
     """Base of every task family's options; `type` picks the family."""
 
     type: str
+    name: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        description="names its figures; the task file's name when it comes from one",
+    )
+    version: PositiveInt = Field(1, description="raised when a change of the task changes its figures")
+    about: About | None = None
 
 
 class ModelSettings(Strict):
@@ -58,48 +80,96 @@ class ModelSettings(Strict):
 
 
 class Source(Strict):
-    """Rows of one split: a hub data set, or a local file."""
+    """Rows of one split: a hub data set, a file on the web, or local files. What follows `rows` applies in this order."""
 
-    path: str | None = Field(
-        None, description="local .jsonl, .json, .csv or .parquet file (.gz, .bz2, .xz too), or package:NAME/file"
+    path: str | list[str] | None = Field(
+        None,
+        description=".jsonl, .json, .csv or .parquet file (.gz, .bz2, .xz too), https:// address of one, folder of images "
+        "by class, package:NAME/file, or a list of them",
     )
     dataset: str | None = Field(None, description="hub data set")
     config: str | None = Field(None, description="hub configuration, such as sst2 of glue")
     split: str = Field("train", description="hub split")
+    file: str | None = Field(
+        None, description="name in `data.folder`, without the ending; the split's name when not given"
+    )
     revision: str | None = Field(None, description="hub branch, tag or commit")
+    rows: PositiveInt | None = Field(
+        None, description="rows that the protocol expects before any filter; another number is an error"
+    )
+    columns: dict[str, str] = Field(
+        {}, description="column -> name that it gets; data that has the name already stays as it is"
+    )
     keep: dict[str, list[Any]] = Field({}, description="column -> values; rows with other values are left out")
-    limit: PositiveInt | None = Field(None, description="first rows only")
+    containing: dict[str, list[str]] = Field({}, description="column -> texts; rows that hold none are left out")
+    not_containing: dict[str, list[str]] = Field(
+        {}, description="column -> texts; rows that hold one, in capitals or not, are left out"
+    )
+    cut_after: dict[str, str] = Field(
+        {}, description="column -> regular expression (. matches newlines); the text ends with its first match"
+    )
+    max_tokens: PositiveInt | None = Field(
+        None, description="rows whose example reaches this many tokens are left out of training"
+    )
+    limit: PositiveInt | None = Field(None, description="first rows only, of those that the filters leave")
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:
         if (self.path is None) == (self.dataset is None):
             raise ValueError("give either path (a local file) or dataset (a hub name), not both and not neither")
+        if isinstance(self.path, str) and self.path.startswith("http://"):
+            raise ValueError(f"path={self.path} is not read over plain http; give its https:// address")
         return self
+
+    @field_validator("cut_after")
+    @classmethod
+    def _compiles(cls, patterns: dict[str, str]) -> dict[str, str]:
+        for column, pattern in patterns.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"the pattern of {column} is not a regular expression ({error})") from None
+        return patterns
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Cut(Strict):
     """How many rows are cut from the training rows for splits that have no source of their own, and how."""
 
-    validation: PositiveInt | None = Field(None, description="rows cut for choosing settings")
-    test: PositiveInt | None = Field(None, description="rows cut for the final figure")
+    validation: PositiveInt | Share | None = Field(
+        None, description="rows, or a share of them, cut for choosing settings"
+    )
+    test: PositiveInt | Share | None = Field(None, description="rows, or a share of them, cut for the final figure")
+    at_most: PositiveInt | None = Field(None, description="most rows that a share takes")
     train: PositiveInt | None = Field(None, description="rows kept for training; all that are left when not given")
     group_by: str | None = Field(None, description="column; rows that share its value end in the same split")
     seed: NonNegativeInt = Field(0, description="seed of the cut, apart from the training seed")
 
 
 class Data(Strict):
-    """Where the three splits come from."""
+    """Where the three splits come from. A task that only tests has no training rows."""
 
-    train: Source
+    train: Source | None = None
     validation: Source | None = None
     test: Source | None = None
     cut: Cut | None = None
+    folder: str | None = Field(
+        None,
+        description="local folder read in place of the hub: files named after each source's split (train.jsonl.gz, "
+        "test.parquet), or images in train/CLASS/",
+    )
 
     @model_validator(mode="after")
     def _no_split_twice(self) -> Data:
+        if self.train is None and self.test is None:
+            raise ValueError("gives no rows; give train, test or both")
         for split in ("validation", "test"):
             if self.cut is not None and getattr(self.cut, split) and getattr(self, split):
                 raise ValueError(f"{split} has a source and a cut; remove one of {split} and cut.{split}")
+        if self.cut is not None and self.train is None:
+            raise ValueError("cut has no training rows to cut from; give train")
         return self
 
 
@@ -107,7 +177,7 @@ class Training(Strict):
     """How long, how fast, in which batches."""
 
     learning_rate: PositiveFloat | dict[str, PositiveFloat] | None = Field(
-        None, description="a number, or one per method name; the method's default when not given"
+        None, description="a number, or one per method name (and `other`); the method's default when not given"
     )
     epochs: PositiveFloat | None = Field(None, description="passes over the training rows; 3 when max_steps is absent")
     max_steps: PositiveInt | None = Field(None, description="optimiser steps, in place of epochs")
@@ -123,23 +193,15 @@ class Training(Strict):
     seed: NonNegativeInt = 0
     logging_steps: PositiveInt = 10
     save_steps: NonNegativeInt | None = Field(None, description="0 never saves; absent saves after each epoch")
+    report_to: list[Literal["wandb", "trackio", "tensorboard"]] = Field(
+        [], description="experiment trackers that get every log; each must be installed"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError("epochs and max_steps are both given; set one of them to null")
         return self
-
-
-class Evaluation(Strict):
-    """What is measured, and when."""
-
-    split: Literal["test", "validation"] = Field("test", description="split of the final figure")
-    batch_size: PositiveInt = 32
-    every_steps: NonNegativeInt | None = Field(
-        None, description="score the validation split this often while training; 0 never, absent after each epoch"
-    )
-    untrained: bool = Field(False, description="also score the model before training")
 
 
 def _options(registry: Registry[Any], key: str) -> BeforeValidator:
@@ -166,14 +228,57 @@ def _options(registry: Registry[Any], key: str) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
+Task = Annotated[SerializeAsAny[TaskOptions], _options(TASKS, "type")]
+
+
+class Evaluation(Strict):
+    """What is measured, and when."""
+
+    split: Literal["test", "validation"] = Field("test", description="split of the final figure")
+    batch_size: PositiveInt = 32
+    every_steps: NonNegativeInt | None = Field(
+        None, description="score the validation split this often while training; 0 never, absent after each epoch"
+    )
+    untrained: bool = Field(False, description="also score the model before training")
+    tests: list[Task] = Field(
+        [],
+        description="task files' names (or task blocks) whose test splits give the final figures; the recipe's own "
+        "test split when not given",
+    )
+    folder: str | None = Field(
+        None,
+        description="local folder in place of the tests' own; it holds one per test, named as its task file (in capitals or not)",
+    )
+
+    @model_validator(mode="after")
+    def _tests_agree(self) -> Evaluation:
+        names = [test.name for test in self.tests]
+        for index, test in enumerate(self.tests):
+            if not test.name:
+                raise ValueError(f"tests.{index}.name=: names its figures; give it one")
+            if names.count(test.name) > 1:
+                raise ValueError(f"tests.{index}.name={test.name}: is another test's name too; rename one")
+            data = getattr(test, "data", None)
+            if isinstance(data, Data) and data.test is None:
+                raise ValueError(f"tests.{index}.data.test=None: the task has no test rows; leave it out")
+        return self
+
+
 class Recipe(Strict):
     """One run, whole."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
     description: str = ""
     model: Annotated[ModelSettings, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
-    task: Annotated[SerializeAsAny[TaskOptions], _options(TASKS, "type")]
+    task: Task
     method: Annotated[SerializeAsAny[MethodOptions], _options(METHODS, "name")]
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     output_dir: str | None = Field(None, description="run folder; runs/<name> when not given")
+
+    @model_validator(mode="after")
+    def _has_training_rows(self) -> Recipe:
+        data = getattr(self.task, "data", None)
+        if isinstance(data, Data) and data.train is None:
+            raise ValueError("task.data.train=None: the task only tests; give training rows, or `use` another task")
+        return self

@@ -1,28 +1,36 @@
-"""Rows of the three splits: read from the hub, a local file or an installed package, then cut."""
+"""Rows of the three splits: read, or cut from the training rows; and templates over their columns."""
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from string import Formatter
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
-from ..errors import UserError, closest, first_line
-from ..recipes.schema import Cut, Data, Source
+from ..errors import UserError, first_line
+from ..recipes.schema import Cut, Data
+from .sources import load_source, require_columns, resolve_path, short_enough
 
-READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-COMPRESSED = {".gz", ".bz2", ".xz"}
+__all__ = [
+    "Splits",
+    "cut_rows",
+    "fill",
+    "load_source",
+    "load_splits",
+    "require_columns",
+    "resolve_path",
+    "short_enough",
+    "template_columns",
+]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of a task; a split that the recipe does not define is None."""
+    """The rows of a task; a split that the recipe does not define, or that nobody asked for, is None."""
 
-    train: Dataset
+    train: Dataset | None
     validation: Dataset | None
     test: Dataset | None
 
@@ -34,61 +42,30 @@ class Splits:
         return rows
 
 
-def resolve_path(path: str, field: str) -> Path:
-    """Turn `package:NAME/inner/path` or a local path into an existing path.
+def load_splits(data: Data, only: str | None = None, field: str = "task.data") -> Splits:
+    """Read the splits of a task and cut those that have no source of their own from the training rows.
 
-    The package is found, never imported: none of its code runs.
+    Args:
+        only: the one split that is wanted; no other source is read for it.
+        field: where the data stands in the recipe, for messages.
     """
-    if not path.startswith("package:"):
-        found = Path(path).expanduser()
-    else:
-        package, _, inner = path.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"{field}={path}: package {package} is not installed; install it with pip, --no-deps is enough"
-            )
-        found = Path(next(iter(spec.submodule_search_locations))) / inner
-    if not found.exists():
-        raise UserError(
-            f"{field}={path}: no such file or folder; check the path (relative paths start at {Path.cwd()})"
-        )
-    return found
+
+    def wanted(name: str) -> bool:
+        return only in (None, name)
+
+    found: dict[str, Dataset] = {}
+    for name in ("validation", "test"):
+        source = getattr(data, name)
+        if source is not None and wanted(name):
+            found[name] = load_source(source, f"{field}.{name}", data.folder)
+    cuts = data.cut is not None and (wanted("train") or getattr(data.cut, str(only), None) is not None)
+    if data.train is not None and (cuts or wanted("train")):
+        rows = load_source(data.train, f"{field}.train", data.folder)
+        found |= {"train": rows} if data.cut is None else cut_rows(rows, data.cut, f"{field}.cut")
+    return Splits(**{name: found.get(name) if wanted(name) else None for name in ("train", "validation", "test")})
 
 
-def load_source(source: Source, field: str) -> Dataset:
-    """Read one source's rows, in the file's order, filtered and limited as it says."""
-    rows = _read(source, field)
-    for column, values in source.keep.items():
-        require_columns(rows, [column], f"{field}.keep")
-        wanted = set(values)
-        rows = rows.select([i for i, value in enumerate(rows[column]) if value in wanted])
-    if source.limit is not None:
-        rows = rows.select(range(min(source.limit, len(rows))))
-    if len(rows) == 0:
-        raise UserError(f"{field}: no rows are left; check the file and `keep`")
-    return rows
-
-
-def load_splits(data: Data) -> Splits:
-    """Read all splits of a recipe and cut those that have no source of their own from the training rows."""
-    train = load_source(data.train, "task.data.train")
-    given = {
-        name: load_source(source, f"task.data.{name}")
-        for name, source in (("validation", data.validation), ("test", data.test))
-        if source is not None
-    }
-    cuts: dict[str, Dataset] = {"train": train}
-    if data.cut is not None:
-        cuts = cut_rows(train, data.cut)
-    return Splits(
-        train=cuts["train"],
-        validation=given.get("validation", cuts.get("validation")),
-        test=given.get("test", cuts.get("test")),
-    )
-
-
-def cut_rows(rows: Dataset, cut: Cut) -> dict[str, Dataset]:
+def cut_rows(rows: Dataset, cut: Cut, field: str = "task.data.cut") -> dict[str, Dataset]:
     """Cut `rows` into splits of the wanted sizes; with `group_by`, no value of that column is in two splits.
 
     Test is cut before validation and both before train, so that the test rows stay the same whatever the other sizes.
@@ -96,7 +73,7 @@ def cut_rows(rows: Dataset, cut: Cut) -> dict[str, Dataset]:
     if cut.group_by is None:
         groups = [[index] for index in range(len(rows))]
     else:
-        require_columns(rows, [cut.group_by], "task.data.cut.group_by")
+        require_columns(rows, [cut.group_by], f"{field}.group_by")
         by_value: dict[object, list[int]] = {}
         for index, value in enumerate(rows[cut.group_by]):
             by_value.setdefault(value, []).append(index)
@@ -104,7 +81,7 @@ def cut_rows(rows: Dataset, cut: Cut) -> dict[str, Dataset]:
     random.Random(cut.seed).shuffle(groups)
     splits: dict[str, Dataset] = {}
     for name in ("test", "validation", "train"):
-        wanted = getattr(cut, name)
+        wanted = _size(getattr(cut, name), cut.at_most, len(rows))
         if wanted is None and name != "train":
             continue
         taken: list[int] = []
@@ -112,17 +89,19 @@ def cut_rows(rows: Dataset, cut: Cut) -> dict[str, Dataset]:
             taken += groups.pop()
         if not taken or (wanted is not None and len(taken) < wanted):
             raise UserError(
-                f"task.data.cut.{name}={wanted}: only {len(taken)} of {len(rows)} rows are left for it; ask for fewer"
+                f"{field}.{name}={getattr(cut, name)}: only {len(taken)} of {len(rows)} rows are left for it; "
+                "ask for fewer"
             )
         splits[name] = rows.select(sorted(taken[:wanted]))
     return splits
 
 
-def require_columns(rows: Dataset, columns: list[str], field: str) -> None:
-    """Raise `UserError` when a column that a recipe names is not there."""
-    for column in columns:
-        if column not in rows.column_names:
-            raise UserError(f"{field}={column}: the data has no such column; {closest(column, rows.column_names)}")
+def _size(asked: float | None, at_most: int | None, total: int) -> int | None:
+    """Turn a share of all rows into a number of rows, one at least."""
+    if asked is None or asked >= 1:
+        return None if asked is None else int(asked)
+    rows = max(1, int(asked * total))
+    return rows if at_most is None else min(rows, at_most)
 
 
 def template_columns(template: str) -> list[str]:
@@ -142,24 +121,3 @@ def fill(template: str, rows: Dataset, field: str) -> list[str]:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{field}={template!r}: row {index} cannot fill it ({first_line(error)})") from None
     return texts
-
-
-def _read(source: Source, field: str) -> Dataset:
-    if source.dataset is not None:
-        try:
-            return load_dataset(source.dataset, source.config, split=source.split, revision=source.revision)
-        except Exception as error:
-            raise UserError(
-                f"{field}.dataset={source.dataset}: cannot be loaded ({first_line(error)}); check name, config, split "
-                f"and the network, or set {field}={{path: FILE}}"
-            ) from error
-    path = resolve_path(str(source.path), f"{field}.path")
-    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSED]
-    reader = READERS.get(suffixes[-1]) if suffixes else None
-    if reader is None:
-        raise UserError(f"{field}.path={source.path}: not a known kind of file; use {', '.join(READERS)}")
-    try:
-        return load_dataset(reader, data_files=str(path), split="train")
-    except Exception as error:
-        cause = error.__cause__ or error
-        raise UserError(f"{field}.path={source.path}: cannot be read as {reader} ({first_line(cause)})") from error

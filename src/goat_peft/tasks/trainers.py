@@ -1,4 +1,4 @@
-"""Transformers' and TRL's trainers with the right loss scale, and the balance loss in the log.
+"""Transformers' and TRL's trainers with the right loss scale, and balance loss and expert load in the log.
 
 Loss scale. Transformers asks a model's signature whether its loss divides by `num_items_in_batch`. Sequence and image
 classification heads take the keyword and ignore it, so with accumulation the gradients come out multiplied by the
@@ -14,9 +14,12 @@ from torch import nn
 from transformers import Trainer
 from trl import SFTTrainer
 
+# An expert with less than this part of an even share counts as idle.
+IDLE = 0.1
+
 
 class BalanceLog:
-    """Mix-in for a Trainer: logs the mean balance loss since the last log as `balance_loss`.
+    """Mix-in for a Trainer: with each training loss it logs `balance_loss`, its mean since the last log, and `load_figures`.
 
     Values stay on their device until a log asks for them, so that no step waits for one.
     """
@@ -30,11 +33,14 @@ class BalanceLog:
         return outcome
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with the balance loss beside the training loss."""
+        """Log, with what the experts did beside the training loss."""
         pending = self.__dict__.get("_balance")
         if pending and "loss" in logs:
             logs["balance_loss"] = torch.stack(pending).mean().item()
             pending.clear()
+            before, now = self.__dict__.get("_routed", {}), routed(self.accelerator.unwrap_model(self.model))
+            self.__dict__["_routed"] = now
+            logs |= load_figures(since(before, now))
         super().log(logs, *args, **kwargs)
 
 
@@ -47,10 +53,42 @@ class ClassificationTrainer(BalanceLog, Trainer):
 
 
 class GenerationTrainer(BalanceLog, SFTTrainer):
-    """SFTTrainer with the balance loss in its log."""
+    """SFTTrainer with the experts' figures in its log."""
 
 
 def balance_loss(model: nn.Module) -> torch.Tensor | None:
     """Return the last training forward's balance loss L_b without its coefficient, or None for a model without experts."""
     get = getattr(model, "get_balance_loss", None)
     return None if get is None else get()
+
+
+def routed(model: nn.Module) -> dict[tuple[str, str], list[float]]:
+    """How many tokens each expert has been given so far, by layer and adapter; empty for a model without experts."""
+    get = getattr(model, "expert_usage", None)
+    rows = [] if get is None else get()
+    return {(row.layer, row.adapter): [row.tokens * share for share in row.share] for row in rows}
+
+
+def since(before: dict[Any, list[float]], now: dict[Any, list[float]]) -> list[list[float]]:
+    """Tokens per expert of each layer between two looks; layers that saw none are left out."""
+    parts = [[n - b for n, b in zip(counts, before.get(key, [0.0] * len(counts)))] for key, counts in now.items()]
+    return [part for part in parts if sum(part) > 0]
+
+
+def load_figures(layers: list[list[float]]) -> dict[str, float]:
+    """How unevenly experts were used, in three figures; none without layers.
+
+    A layer's imbalance is its busiest expert's load over an even one: 1 when all are used alike, E when one gets all.
+    `expert_imbalance` is the mean over layers, `expert_imbalance_worst` the largest, `experts_idle` the share of experts
+    with less than a tenth of an even load.
+    """
+    if not layers:
+        return {}
+    relative = [[count * len(counts) / sum(counts) for count in counts] for counts in layers]
+    worst = [max(row) for row in relative]
+    experts = [load for row in relative for load in row]
+    return {
+        "expert_imbalance": sum(worst) / len(worst),
+        "expert_imbalance_worst": max(worst),
+        "experts_idle": sum(load < IDLE for load in experts) / len(experts),
+    }

@@ -1,7 +1,7 @@
-"""Runs: a recipe trained, scored and written to a folder."""
+"""Runs: a recipe trained, scored and written to a folder; and any model scored."""
 
 from .callbacks import Interrupted
-from .evaluation import evaluate_run
+from .rescoring import Evaluated, evaluate
 from .run import Run, train
 
-__all__ = ["Interrupted", "Run", "evaluate_run", "train"]
+__all__ = ["Evaluated", "Interrupted", "Run", "evaluate", "train"]

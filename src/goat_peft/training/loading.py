@@ -1,4 +1,4 @@
-"""Models and tokenizers: the base that a recipe names, and what a run saved."""
+"""Models and processors: the base that a recipe names, and what a run saved."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ..errors import UserError, first_line
 from ..recipes import ModelSettings, Recipe
 from ..recipes.schema import METHODS
-from ..tasks import Task, resolve_path
+from ..tasks import Processor, Task, resolve_path
 
 
 def device() -> torch.device:
@@ -34,45 +33,55 @@ def locate(settings: ModelSettings) -> str:
     return settings.name
 
 
-def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; one without a padding token pads with its end-of-text token."""
+def load_processor(settings: ModelSettings, task: Task) -> Processor:
+    """Load what turns the task's rows into the model's inputs."""
     keys = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    tokenizer = _load(settings, "tokenizer", lambda path: AutoTokenizer.from_pretrained(path, **keys))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return _load(settings, "tokenizer or image processor", lambda path: task.load_processor(path, keys))
 
 
-def load_base(settings: ModelSettings, task: Task, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-    """Load the base model with the task's head; the padding token of the tokenizer becomes the model's."""
+def load_base(settings: ModelSettings, task: Task, processor: Processor) -> nn.Module:
+    """Load the base model with the task's head; the padding token of a tokenizer becomes the model's."""
     keys = {
         "dtype": settings.dtype,
         "revision": settings.revision,
         "trust_remote_code": settings.trust_remote_code,
     }
     model = _load(settings, "model", lambda path: task.load_model(path, keys))
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    padding = getattr(processor, "pad_token_id", None)
+    if padding is not None and getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = padding
     return model
 
 
-def load_trained(recipe: Recipe, run: Path, task: Task, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+def load_trained(recipe: Recipe, run: Path, task: Task, processor: Processor) -> nn.Module:
     """Load what a run saved: its adapter on the recipe's base, or the whole model."""
     if (run / "model").is_dir():
         if METHODS[recipe.method.name].changes_modules:
-            return _load_rebuilt(recipe, run, task, tokenizer)
+            return _load_rebuilt(recipe, run, task, processor)
         local = recipe.model.model_copy(update={"name": str((run / "model").resolve()), "revision": None})
         check_weights(run / "model", "model.safetensors", sharded=True)
-        return load_base(local, task, tokenizer)
-    return load_adapter(load_base(recipe.model, task, tokenizer), run / "adapter")
+        return load_base(local, task, processor)
+    return load_adapter(load_base(recipe.model, task, processor), run / "adapter")
 
 
-def _load_rebuilt(recipe: Recipe, run: Path, task: Task, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+def _load_rebuilt(recipe: Recipe, run: Path, task: Task, processor: Processor) -> nn.Module:
     """Build the method's modules on the recipe's base again, then fill them with what the run saved."""
     check_weights(run / "model", "model.safetensors")
-    base = load_base(recipe.model, task, tokenizer)
+    base = load_base(recipe.model, task, processor)
     model = METHODS[recipe.method.name].build(base, recipe.method, task.peft_type)
     load_model(model, run / "model" / "model.safetensors")
+    return in_recipe_dtype(model, recipe.model)
+
+
+def in_recipe_dtype(model: nn.Module, settings: ModelSettings) -> nn.Module:
+    """Cast a whole trained model's weights, float32 while training, to the dtype that it is loaded in when scored again.
+
+    In place. `auto` leaves them: the saved model's own dtype is float32. Buffers keep their dtype.
+    """
+    if settings.dtype != "auto":
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(getattr(torch, settings.dtype))
     return model
 
 

@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ..recipes import Recipe
+from ..recipes import ModelSettings, Recipe, TaskOptions
 
 PACKAGES = (
     "goat-peft",
@@ -28,6 +28,8 @@ PACKAGES = (
     "safetensors",
     "scikit-learn",
 )
+# What the trainers log of a mixture's experts beside the loss.
+EXPERT_FIGURES = ("balance_loss", "expert_imbalance", "expert_imbalance_worst", "experts_idle")
 
 
 def now() -> str:
@@ -66,16 +68,23 @@ def system_info() -> dict[str, Any]:
 
 
 def meta_info(recipe: Recipe) -> dict[str, Any]:
-    """The `meta_info` block: where model and data came from, versions, machine."""
-    data = getattr(recipe.task, "data", None)
-    splits = {} if data is None else {name: getattr(data, name) for name in ("train", "validation", "test")}
+    """The `meta_info` block of a recipe: where model and data came from, versions, machine."""
+    return origins(recipe.model, [recipe.task, *recipe.evaluation.tests])
+
+
+def origins(model: ModelSettings, tasks: list[TaskOptions]) -> dict[str, Any]:
+    """The `meta_info` block of a model and the tasks it was trained or scored on, the first of them under the splits' bare names."""
+    sources = {}
+    for place, task in enumerate(tasks):
+        data = getattr(task, "data", None)
+        prefix = f"{task.name} " if place else ""
+        for split in ("train", "validation", "test") if data is not None else ():
+            if getattr(data, split) is not None:
+                sources[prefix + split] = {**getattr(data, split).model_dump(mode="json"), "folder": data.folder}
+    shown = ("path", "dataset", "config", "split", "revision", "folder")
     return {
-        "model_info": {"name": recipe.model.name, "revision": recipe.model.revision},
-        "dataset_info": {
-            name: {"path": source.path, "dataset": source.dataset, "revision": source.revision}
-            for name, source in splits.items()
-            if source is not None
-        },
+        "model_info": {"name": model.name, "revision": model.revision},
+        "dataset_info": {name: {key: source[key] for key in shown} for name, source in sources.items()},
         "package_info": package_info(),
         "system_info": system_info(),
         "pytorch_info": torch.__config__.show(),
@@ -120,8 +129,7 @@ def history_rows(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if "loss" in entry:
             row |= {"train loss": entry["loss"], "learning rate": entry.get("learning_rate")}
             row |= {"grad norm": entry.get("grad_norm")}
-            if "balance_loss" in entry:
-                row["balance_loss"] = entry["balance_loss"]
+            row |= {name: entry[name] for name in EXPERT_FIGURES if name in entry}
         elif "eval_loss" in entry:
             skip = ("_runtime", "_per_second", "_num_tokens")
             names = [key for key in entry if key.startswith("eval_") and not key.endswith(skip)]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
 from torch import nn
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from .. import records
@@ -21,12 +20,13 @@ from ..methods import Method
 from ..recipes import Recipe
 from ..recipes.schema import METHODS
 from ..reporting import pictures
-from ..tasks import Scores, Splits, Task, bind
-from . import record
+from ..tasks import Processor, Splits, Task, bind, processes
+from . import digests, record
 from .callbacks import Bar, CleanStop, FiniteLoss, Interrupted, WholeCheckpoints, bar
-from .evaluation import score, usage_rows
+from .evaluation import Findings, Test, forget, open_tests, score, usage_rows, write_predictions
 from .folder import RunFolder, open_folder
-from .loading import device, load_base, load_tokenizer, quiet_libraries
+from .loading import device, in_recipe_dtype, load_base, load_processor, load_trained, quiet_libraries
+from .trackers import Trackers
 
 # In the order of preference; transformers lists the new name first.
 CHECKPOINTING_NAMES = ("activation_checkpointing", "gradient_checkpointing")
@@ -40,52 +40,142 @@ class Run:
     result: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What training found, in the form of `trained.json`; with the saved weights, all that scoring and the result need.
+
+    Attributes:
+        rows: rows of the log, as `result.json` has them.
+        steps: optimiser steps.
+        seconds: time of the training alone.
+        usage: expert usage while training.
+        counts: trainable parameters and all parameters.
+        peft_config: the adapter's settings, or None.
+        memory: peak memory of the accelerator.
+        resumed_from: the checkpoint that training started from, or None.
+        examples: `Task.train_rows`; empty for a family that does not count.
+    """
+
+    rows: list[dict[str, Any]]
+    steps: int
+    seconds: float
+    usage: list[dict[str, Any]]
+    counts: tuple[int, int]
+    peft_config: dict[str, Any] | None
+    memory: dict[str, int]
+    resumed_from: str | None
+    examples: dict[str, int] = field(default_factory=dict)
+
+
 def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Run:
     """Run a recipe from start to end and return what it wrote.
+
+    With `resume`, training continues from its last whole checkpoint; when it was finished, only the scoring continues.
 
     Raises:
         UserError: the recipe, data, model or folder cannot work; the message says what would.
         Interrupted: the user stopped the run with Ctrl-C.
     """
-    folder, checkpoint = open_folder(recipe, resume, overwrite)
+    if recipe.evaluation.folder is not None and not recipe.evaluation.tests:
+        raise UserError(
+            f"evaluation.folder={recipe.evaluation.folder}: needs evaluation.tests; give task.data.folder for the task's own rows"
+        )
+    folder, checkpoint = _open(recipe, resume, overwrite)
     started, clock = record.now(), time.perf_counter()
-    with quiet_libraries(), bar() as progress:
-        return _Session(recipe, folder, checkpoint, progress).run(started, clock)
+    with quiet_libraries(), bar() as progress, Trackers(recipe.training.report_to, folder.path) as trackers:
+        return _Session(recipe, folder, checkpoint, progress, trackers).run(started, clock)
+
+
+def _open(recipe: Recipe, resume: bool, overwrite: bool) -> tuple[RunFolder, Path | None]:
+    """Open the run folder in one process, for all of a launch."""
+    found: tuple[RunFolder, Path | None] | str = ""
+    if processes.is_main():
+        try:
+            found = open_folder(recipe, resume, overwrite)
+        except UserError as error:
+            found = str(error)
+    found = processes.broadcast(found)
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
 
 
 class _Session:
     """State that the phases of one run share."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, checkpoint: Path | None, progress: Progress) -> None:
-        self.recipe, self.folder, self.checkpoint, self.progress = recipe, folder, checkpoint, progress
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, checkpoint: Path | None, progress: Progress, trackers: Trackers
+    ) -> None:
+        self.recipe, self.folder, self.checkpoint = recipe, folder, checkpoint
+        self.progress, self.trackers = progress, trackers
         self.task: Task = bind(recipe.task)
         self.method: Method = METHODS[recipe.method.name]
 
     def run(self, started: str, clock: float) -> Run:
         """Load, train, score, write."""
         splits = self.task.load()
-        splits.named(self.recipe.evaluation.split)
-        tokenizer = load_tokenizer(self.recipe.model)
-        model = self._base_model(tokenizer)
-        untrained = self._untrained(model, splits, tokenizer)
+        tests = open_tests(self.task, self.recipe.evaluation, splits)
+        processor = load_processor(self.recipe.model, self.task)
+        if self.folder.trained.is_file():
+            trained = Trained(**records.read_json(self.folder.trained))
+            model = load_trained(self.recipe, self.folder.path, self.task, processor).to(device())
+        else:
+            trained, model = self._from_the_base(splits, tests, processor)
+        identity = {"base": digests.of_base(self.recipe.model), "weights": digests.of_saved(self.folder.path)}
+        findings = self._score(model, tests, processor, "score", identity)
+        final = findings.row(self._prefix)
+        self.trackers.log(findings.metrics | findings.counts, trained.steps, self._arguments(), model)
+        result = self._result(trained, final, findings, started, clock)
+        if processes.is_main():
+            self._write(result, findings, {"train": trained.usage, self.recipe.evaluation.split: findings.usage})
+            shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
+            self.folder.trained.unlink(missing_ok=True)
+        forget(self.folder.scoring)
+        return Run(self.folder.path, result)
+
+    @property
+    def _prefix(self) -> str:
+        """What the names of the final figures begin with."""
+        return "test" if self.recipe.evaluation.split == "test" else "valid"
+
+    def _from_the_base(self, splits: Splits, tests: list[Test], processor: Processor) -> tuple[Trained, nn.Module]:
+        """Load the base, score it if wanted, train it and save what was trained."""
+        model = self._base_model(processor)
+        rows = []
+        if self.recipe.evaluation.untrained:
+            identity = {"base": digests.of_base(self.recipe.model), "seed": self.recipe.training.seed}
+            untrained = self._score(model, tests, processor, "untrained", identity)
+            row = untrained.row(f"untrained {self._prefix}")
+            rows.append({"step": 0, **row})
         # Seeded again: the draws of the adapter and of the batches do not depend on whether the base was scored.
         set_seed(self.recipe.training.seed)
         model = self._apply_method(model)
-        trainer, seconds = self._train(model, splits, tokenizer)
-        saved = self.folder.adapter if self.method.saves_adapter else self.folder.model
-        model.save_pretrained(saved)
-        training_usage = usage_rows(model)
-        scores, usage = score(self.task, model, splits, tokenizer, self.recipe.evaluation, self.progress)
-        usage = {"train": training_usage, self.recipe.evaluation.split: usage}
-        result = self._result(model, trainer, scores, untrained, started, clock, seconds, saved)
-        self._write(result, scores, usage)
-        shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
-        return Run(self.folder.path, result)
+        trainer, seconds = self._train(model, splits, processor)
+        trained = Trained(
+            rows=rows + record.history_rows(trainer.state.log_history),
+            steps=trainer.state.global_step,
+            seconds=seconds,
+            usage=usage_rows(model),
+            counts=record.parameter_counts(model),
+            peft_config=record.peft_config(model),
+            memory=record.memory_block(),
+            resumed_from=self.checkpoint.name if self.checkpoint else None,
+            examples=self.task.train_rows,
+        )
+        if processes.is_main():
+            model.save_pretrained(self.folder.adapter if self.method.saves_adapter else self.folder.model)
+            # After the weights: where this file lies, they are whole.
+            records.write_json(self.folder.trained, asdict(trained))
+        processes.wait()
+        if not self.method.saves_adapter:
+            # Scored as `goat eval` will load it, so that both find the same figures.
+            in_recipe_dtype(model, self.recipe.model)
+        return trained, model
 
-    def _base_model(self, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    def _base_model(self, processor: Processor) -> nn.Module:
         # Before the model: a classification head is drawn at random, and must be the same for every method.
         set_seed(self.recipe.training.seed)
-        return load_base(self.recipe.model, self.task, tokenizer).to(device())
+        return load_base(self.recipe.model, self.task, processor).to(device())
 
     def _apply_method(self, model: nn.Module) -> nn.Module:
         try:
@@ -98,23 +188,29 @@ class _Session:
             targets = getattr(self.recipe.method, "target_modules", None)
             raise UserError(f"method.target_modules={targets}: {told}") from error
 
-    def _untrained(self, model: nn.Module, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> Scores | None:
-        if not self.recipe.evaluation.untrained:
-            return None
-        return score(self.task, model, splits, tokenizer, self.recipe.evaluation, self.progress, "untrained")[0]
+    def _score(self, model: nn.Module, tests: list[Test], processor: Processor, label: str, identity: Any) -> Findings:
+        settings, keep = self.recipe.evaluation, self.folder.scoring
+        return score(model, tests, processor, settings, self.progress, label, keep, identity)
 
-    def _train(self, model: nn.Module, splits: Splits, tokenizer: PreTrainedTokenizerBase) -> tuple[Trainer, float]:
+    def _arguments(self) -> TrainingArguments:
+        """The trainer's arguments as the trackers want them."""
+        return TrainingArguments(**training_arguments(self.recipe, self.folder, False))
+
+    def _train(self, model: nn.Module, splits: Splits, processor: Processor) -> tuple[Trainer, float]:
         stop = CleanStop()
+        train = splits.named("train")
         watch_validation = splits.validation is not None and self.recipe.evaluation.every_steps != 0
         trainer = self.task.trainer(
             model,
             training_arguments(self.recipe, self.folder, watch_validation),
-            self.task.prepare(splits.train, tokenizer, "train"),
-            self.task.prepare(splits.validation, tokenizer, "validation") if watch_validation else None,
-            tokenizer,
+            self.task.prepare(train, processor, "train"),
+            self.task.prepare(splits.validation, processor, "validation") if watch_validation else None,
+            processor,
             [Bar(self.progress, f"train {self.method.name}"), WholeCheckpoints(), stop, FiniteLoss()],
         )
         trainer.remove_callback(PrinterCallback)
+        for callback in self.trackers.callbacks:
+            trainer.add_callback(callback)
         begin = time.perf_counter()
         with stop:
             output = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
@@ -129,26 +225,12 @@ class _Session:
         return trainer, time.perf_counter() - begin
 
     def _result(
-        self,
-        model: nn.Module,
-        trainer: Trainer,
-        scores: Scores,
-        untrained: Scores | None,
-        started: str,
-        clock: float,
-        seconds: float,
-        saved: Path,
+        self, trained: Trained, final: dict[str, Any], findings: Findings, started: str, clock: float
     ) -> dict[str, Any]:
         """Build the three blocks; the last row of `metrics` holds the final figures."""
-        split = "test" if self.recipe.evaluation.split == "test" else "valid"
-        rows = record.history_rows(trainer.state.log_history)
-        if untrained is not None:
-            rows.insert(0, {"step": 0, **{f"untrained {split} {k}": v for k, v in untrained.metrics.items()}})
-        final: dict[str, Any] = {f"{split} {name}": value for name, value in (scores.metrics | scores.counts).items()}
-        final |= {f"{split} samples": len(scores.predictions)}
-        losses = [row["train loss"] for row in rows if "train loss" in row]
-        rows.append({"step": trainer.state.global_step, **final, "train loss": losses[-1] if losses else None})
-        trainable, total = record.parameter_counts(model)
+        losses = [row["train loss"] for row in trained.rows if "train loss" in row]
+        rows = [*trained.rows, {"step": trained.steps, **final, "train loss": losses[-1] if losses else None}]
+        trainable, total = trained.counts
         return {
             "run_info": {
                 "created_at": started,
@@ -156,38 +238,34 @@ class _Session:
                 "experiment_name": f"{self.recipe.name}/{self.method.name}",
                 "command": record.command(),
                 "train_config": self.recipe.model_dump(mode="json"),
-                "peft_config": record.peft_config(model),
-                "resumed_from": self.checkpoint.name if self.checkpoint else None,
+                "peft_config": trained.peft_config,
+                "resumed_from": trained.resumed_from,
+                "notes": findings.notes,
                 "error_msg": "",
             },
             "train_info": {
-                **record.memory_block(),
-                "train_time": seconds,
-                "file_size": record.size_of(saved),
+                **trained.memory,
+                "train_time": trained.seconds,
+                "file_size": record.size_of(self.folder.adapter if self.method.saves_adapter else self.folder.model),
                 "num_trainable_params": trainable,
                 "num_total_params": total,
                 "status": "success",
+                **({"rows": trained.examples} if trained.examples else {}),
                 "metrics": rows,
             },
             "meta_info": record.meta_info(self.recipe),
         }
 
-    def _write(self, result: dict[str, Any], scores: Scores, usage: dict[str, Any]) -> None:
+    def _write(self, result: dict[str, Any], findings: Findings, usage: dict[str, Any]) -> None:
         """Write everything a reader wants; the result last, since its presence says that the run is finished."""
         path = self.folder.path
-        write_predictions(path, scores)
+        write_predictions(path, findings)
         pictures.curve(result, path / records.CURVE_PICTURE)
         if any(usage.values()):
             records.write_json(path / records.EXPERT_USAGE, usage)
             shown = usage[self.recipe.evaluation.split] or usage["train"]
             pictures.experts(shown, path / records.EXPERTS_PICTURE, f"{self.recipe.name}: share of tokens per expert")
         records.write_json(path / records.RESULT, result)
-
-
-def write_predictions(path: Path, scores: Scores) -> None:
-    """Write one JSON line per scored example."""
-    lines = [json.dumps(row, ensure_ascii=False, default=str) for row in scores.predictions]
-    records.write_text(path / records.PREDICTIONS, "\n".join(lines) + "\n")
 
 
 def training_arguments(recipe: Recipe, folder: RunFolder, watch_validation: bool) -> dict[str, Any]:
@@ -214,7 +292,8 @@ def training_arguments(recipe: Recipe, folder: RunFolder, watch_validation: bool
         "save_strategy": "no" if settings.save_steps == 0 else "epoch" if settings.save_steps is None else "steps",
         "save_total_limit": 2,
         "eval_strategy": _eval_strategy(scoring.every_steps) if watch_validation else "no",
-        "report_to": [],
+        "run_name": recipe.name,
+        "report_to": [],  # trackers are callbacks of our own: they outlive the trainer, for the final figures
         "disable_tqdm": True,
     }
     # Renamed during transformers 5; the old name warns where the new one exists. Given even when off: TRL's default is on.
@@ -222,6 +301,8 @@ def training_arguments(recipe: Recipe, folder: RunFolder, watch_validation: bool
     arguments[name] = settings.gradient_checkpointing
     if settings.gradient_checkpointing:
         arguments[f"{name}_kwargs"] = {"use_reentrant": False}
+    if any(field.name == "project" for field in fields(TrainingArguments)):
+        arguments["project"] = "goat-peft"
     if settings.max_steps is not None:
         arguments["max_steps"] = settings.max_steps
     else:
