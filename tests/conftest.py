@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, in processes of their own that inherit this
@@ -168,25 +168,35 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data") / "questions.jsonl", rows)
 
 
+@pytest.fixture(scope="session")
+def classify_recipe(tiny_bert_dir: Path, reviews: Path) -> Callable[[Path], dict[str, object]]:
+    """Builds a recipe, as plain data, that trains the tiny encoder for a few seconds into the given folder."""
+
+    def build(output: Path) -> dict[str, object]:
+        return {
+            "name": "tiny",
+            "model": {"name": str(tiny_bert_dir), "dtype": "float32"},
+            "task": {
+                "type": "text_classification",
+                "data": {"train": {"path": str(reviews)}, "cut": {"validation": 8, "test": 16, "group_by": "film"}},
+                "text": "text",
+                "label": "label",
+                "labels": ["rotten", "fresh"],
+                "max_length": 32,
+            },
+            "method": {"name": "lora", "r": 8},
+            "training": {"learning_rate": 0.01, "epochs": 2, "batch_size": 8, "logging_steps": 1},
+            "evaluation": {"batch_size": 16},
+            "output_dir": str(output),
+        }
+
+    return build
+
+
 @pytest.fixture
-def classify(tiny_bert_dir: Path, reviews: Path, tmp_path: Path) -> dict[str, object]:
-    """A recipe, as plain data, that trains the tiny encoder for a few seconds."""
-    return {
-        "name": "tiny",
-        "model": {"name": str(tiny_bert_dir), "dtype": "float32"},
-        "task": {
-            "type": "text_classification",
-            "data": {"train": {"path": str(reviews)}, "cut": {"validation": 8, "test": 16, "group_by": "film"}},
-            "text": "text",
-            "label": "label",
-            "labels": ["rotten", "fresh"],
-            "max_length": 32,
-        },
-        "method": {"name": "lora", "r": 8},
-        "training": {"learning_rate": 0.01, "epochs": 2, "batch_size": 8, "logging_steps": 1},
-        "evaluation": {"batch_size": 16},
-        "output_dir": str(tmp_path / "run"),
-    }
+def classify(classify_recipe: Callable[[Path], dict[str, object]], tmp_path: Path) -> dict[str, object]:
+    """Such a recipe of the test's own."""
+    return classify_recipe(tmp_path / "run")
 
 
 @pytest.fixture

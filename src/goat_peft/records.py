@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError, first_line
+
 RESULT = "result.json"
 RECIPE = "recipe.yaml"
 EXPERT_USAGE = "expert_usage.json"
@@ -47,6 +49,17 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_settings(path: Path, field: str, remedy: str) -> dict[str, Any]:
+    """Read a JSON file that holds keys; raise `UserError` naming `field`, the path and the `remedy` for one that is broken."""
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{field}={path}: is not JSON ({first_line(error)}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{field}={path}: holds no settings; {remedy}")
+    return found
 
 
 def is_finished(run: Path) -> bool:

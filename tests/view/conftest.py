@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -18,25 +20,12 @@ NUM_EXPERTS = 4
 
 
 @pytest.fixture(scope="session")
-def goat_run(tiny_bert_dir: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def goat_run(classify_recipe: Callable[[Path], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a few steps with four experts, two of them for each token."""
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    recipe = {
-        "name": "tiny",
-        "model": {"name": str(tiny_bert_dir), "dtype": "float32"},
-        "task": {
-            "type": "text_classification",
-            "data": {"train": {"path": str(reviews)}, "cut": {"validation": 8, "test": 16, "group_by": "film"}},
-            "text": "text",
-            "label": "label",
-            "labels": ["rotten", "fresh"],
-            "max_length": 32,
-        },
-        "method": {"name": "goat", "r": 8, "num_experts": NUM_EXPERTS, "scaling": 4.0},
-        "training": {"learning_rate": 0.01, "max_steps": 4, "batch_size": 8, "logging_steps": 1},
-        "evaluation": {"batch_size": 16, "every_steps": 2},
-        "output_dir": str(run),
-    }
+    recipe = classify_recipe(tmp_path_factory.mktemp("runs") / "tiny")
+    recipe["method"] = {"name": "goat", "r": 8, "num_experts": NUM_EXPERTS, "scaling": 4.0}
+    recipe["training"] = {"learning_rate": 0.01, "max_steps": 4, "batch_size": 8, "logging_steps": 1}
+    recipe["evaluation"] = {"batch_size": 16, "every_steps": 2}
     return train(recipes.check(recipe)).path
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from .. import records
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..reporting.pictures import short_layer
 from ..reporting.tables import count
 from .output import console, say
@@ -58,13 +58,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"adapter={folder}: has no adapter_config.json; give the folder of a saved adapter or a run's folder"
         )
-    try:
-        config = records.read_json(path)
-    except ValueError as error:
-        raise UserError(f"adapter={path}: is not JSON ({first_line(error)}); copy it again from its source") from None
-    if not isinstance(config, dict):
-        raise UserError(f"adapter={path}: holds no settings; copy it again from its source")
-    return config
+    return records.read_settings(path, "adapter", "copy it again from its source")
 
 
 def _usage(folder: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from ..recipes.schema import Strict
 from . import processes
 from .base import DataTask, Family, Scores, Scoring, register
 from .data import Splits, require_columns, template_columns
-from .decoding import Sampling, cut, generate_texts
+from .decoding import Sampling, Stops, cut, generate_texts
 from .generation import Generation
 from .passk import mean_pass_at_k
 from .programs import COLUMNS, READERS, Problem, completed, extracted
@@ -35,7 +35,7 @@ class Judging(Strict):
         "fenced",
         description="fenced: the first fenced block of an answer, or all of it when it has none; completion: the text continues the problem",
     )
-    stop: list[str] = Field([], description="texts before which a generated text ends")
+    stop: Stops = Field([], description="texts before which a generated text ends")
     k: list[PositiveInt] = Field([], description="pass@k is reported for these too; pass@1 always is")
     timeout: PositiveFloat = Field(
         5.0, description="seconds of processor time per program; six times that on the clock"
@@ -45,13 +45,6 @@ class Judging(Strict):
         "strict",
         description="strict: refuse where programs cannot be contained; weak: run them all the same, for a model that you trust",
     )
-
-    @field_validator("stop")
-    @classmethod
-    def _stops_are_texts(cls, stop: list[str]) -> list[str]:
-        if "" in stop:
-            raise ValueError("an empty text would end every answer at once; leave it out")
-        return stop
 
     @property
     def limits(self) -> sandbox.Limits:

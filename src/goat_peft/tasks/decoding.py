@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -22,6 +22,15 @@ from transformers import (
 from ..recipes.schema import Strict
 
 Done = Callable[[list[int], list[str]], None]
+
+
+def _no_empty_text(stop: list[str]) -> list[str]:
+    if "" in stop:
+        raise ValueError("an empty text would end every answer at once; leave it out")
+    return stop
+
+
+Stops = Annotated[list[str], AfterValidator(_no_empty_text)]
 
 
 class Sampling(Strict):

@@ -17,7 +17,7 @@ from ..errors import UserError
 from . import answers, processes
 from .base import DataTask, Family, Scores, Scoring, Task, register
 from .data import fill, short_enough, template_columns
-from .decoding import Sampling, example_ids, generate_texts
+from .decoding import Sampling, Stops, example_ids, generate_texts
 from .likelihood import OptionRow, option_scores
 from .trainers import GenerationTrainer
 
@@ -47,7 +47,7 @@ class GenerationOptions(DataTask):
         [], description="regular expression that finds the answer, or a list of them, tried in order"
     )
     max_new_tokens: PositiveInt = Field(32, description="tokens generated when scoring")
-    stop: list[str] = Field([], description="texts before which a generated text ends")
+    stop: Stops = Field([], description="texts before which a generated text ends")
     sampling: Sampling | None = Field(None, description="draw tokens; the likeliest is taken when not given")
     options: list[str] = Field([], description="templates of the texts that `score: likelihood` chooses from")
     options_pattern: answers.Pattern | None = Field(
@@ -68,13 +68,6 @@ class GenerationOptions(DataTask):
         if template_columns(template) != ["option"]:
             raise ValueError("has to name the option, and nothing else, in braces, such as 'the answer is {option}'")
         return template
-
-    @field_validator("stop")
-    @classmethod
-    def _stops_are_texts(cls, stop: list[str]) -> list[str]:
-        if "" in stop:
-            raise ValueError("an empty text would end every answer at once; leave it out")
-        return stop
 
     @model_validator(mode="after")
     def _can_score(self) -> GenerationOptions:

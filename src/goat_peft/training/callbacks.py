@@ -65,17 +65,15 @@ class WholeCheckpoints(TrainerCallback):
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
-class CleanStop(TrainerCallback):
-    """Turns the first Ctrl-C into: finish the step, save, stop. The second one interrupts at once.
-
-    Use as a context manager around `trainer.train()`; outside the main thread it leaves signals alone.
-    """
+class FirstInterrupt:
+    """Inside a `with`, the first Ctrl-C sets `asked` and the second one interrupts at once; outside the main thread it leaves signals alone."""
 
     def __init__(self) -> None:
         self.asked = False
         self._previous: Any = None
 
     def __enter__(self) -> Self:
+        self.asked = False
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._ask)
         return self
@@ -88,6 +86,10 @@ class CleanStop(TrainerCallback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+class CleanStop(FirstInterrupt, TrainerCallback):
+    """Turns the first Ctrl-C around `trainer.train()` into: finish the step, save, stop."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save and stop when asked to."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import records
 from ..adapter import GoatLayer
 from ..adapter.capture import TokenRouting, capture_routing
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..recipes import Recipe
 from ..reporting.pictures import short_layer
 from .curves import curves
@@ -92,13 +92,7 @@ def encode(shares: Tensor) -> bytes:
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON file of the run; a broken one gives a `UserError`."""
-    try:
-        found = records.read_json(path)
-    except ValueError as error:
-        raise UserError(f"run={path}: is not JSON ({first_line(error)}); train again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"run={path}: holds no settings; train again")
-    return found
+    return records.read_settings(path, "run", "train again")
 
 
 def _facts(run: Path, recipe: Recipe, result: dict[str, Any]) -> dict[str, Any]:

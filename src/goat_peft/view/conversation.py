@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from peft import TaskType
@@ -20,34 +17,16 @@ from transformers import (
 
 from ..errors import UserError
 from ..tasks.data import template_columns
+from ..training.callbacks import FirstInterrupt
 from .opening import Opened
 
 
-class Stop(StoppingCriteria):
-    """Turns Ctrl-C into the end of the answer under way, inside a `with`; a second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._previous: Any = None
-
-    def __enter__(self) -> Self:
-        self.asked = False
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+class Stop(FirstInterrupt, StoppingCriteria):
+    """Turns the first Ctrl-C into the end of the answer under way."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """Whether each sequence (batch,) ends here."""
         return torch.full((input_ids.shape[0],), self.asked, device=input_ids.device)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 class Conversation:
