@@ -212,13 +212,13 @@ def test_resume_reaches_the_weights_of_an_undisturbed_run(
     whole = train(checked(classify, method=method, output_dir=str(tmp_path / "whole")))
     recipe = checked(classify, method=method, output_dir=str(tmp_path / "cut"))
 
-    class Crash(run_module.FiniteLoss):
+    class Crash(run_module.Divergence):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == 5:
                 raise _Kill
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "FiniteLoss", Crash)
+        patch.setattr(run_module, "Divergence", Crash)
         with pytest.raises(_Kill):
             train(recipe)
     folder = RunFolder(tmp_path / "cut")
@@ -240,14 +240,14 @@ def test_resume_reaches_the_weights_of_an_undisturbed_run(
 def test_ctrl_c_saves_a_whole_checkpoint_and_the_run_resumes(classify: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = checked(classify)
 
-    class PressCtrlC(run_module.FiniteLoss):
+    class PressCtrlC(run_module.Divergence):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == 2:
                 os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "FiniteLoss", PressCtrlC)
+        patch.setattr(run_module, "Divergence", PressCtrlC)
         with pytest.raises(Interrupted, match="stopped at step 3"):
             train(recipe)
     assert signal.getsignal(signal.SIGINT) is before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ EXPERT_USAGE = "expert_usage.json"
 PREDICTIONS = "predictions.jsonl"
 TESTS = "tests"
 EVALUATION = "evaluation.json"
+HARNESS = "harness.json"
 SCORING = "scoring"
 TRAINED = "trained.json"
 FASTCHAT = "fastchat"
@@ -23,13 +25,15 @@ EXPERTS_PICTURE = "experts.png"
 VIEW = "view.html"
 COMPARISON = "comparison.json"
 ALIGNMENT = "alignment.json"
+EXPORT = "export.json"
+PARTIAL = ".partial"
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in one step: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not `tempfile`: its files are private to the user, and a result is as public as its folder.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -39,6 +43,24 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Return once a file, or a folder's list of names, is on the disk and outlives a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network drives cannot do it for folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def partials(folder: Path) -> list[Path]:
+    """What a kill in the middle of `write_text` left in a folder."""
+    return list(folder.glob(f".*{PARTIAL}"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,8 +69,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file; raise `ValueError` for one that is none, whatever is wrong with it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def read_settings(path: Path, field: str, remedy: str) -> dict[str, Any]:

@@ -256,7 +256,7 @@ def test_adapter_names_that_look_like_parts_of_a_key(name: str, tmp_path: Path) 
     model = get_peft_model(seeded(MLP), settings(target_modules=["lin0"], init_weights=False), adapter_name=name)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / name / "adapter_model.safetensors")
-    assert set(tensors) == {
+    assert set(tensors) - {"base_model.model.goat_digest"} == {
         f"base_model.model.lin0.{kind}"
         for kind in ("goat_A", "goat_B", "goat_router", "goat_scale", "goat_base_sample")
     }
@@ -266,7 +266,7 @@ def test_adapter_names_that_look_like_parts_of_a_key(name: str, tmp_path: Path) 
 
 def test_state_dict_keys_carry_no_adapter_name() -> None:
     state = get_peft_model_state_dict(build("goat init"))
-    assert set(state) == {
+    assert set(state) - {"base_model.model.goat_digest"} == {
         f"base_model.model.lin{i}.goat_{kind}"
         for i in (0, 1)
         for kind in ("A", "B", "router", "residual_A", "residual_B", "scale", "base_sample")

@@ -125,6 +125,7 @@ def test_trained_saved_and_loaded_gives_the_same_logits(
 def test_file_holds_each_tensor_once(saved: tuple[PeftModel, Path]) -> None:
     model, path = saved
     tensors = load_file(path / FILE)
+    assert tensors.pop("base_model.model.goat_digest").shape == (32,)
     layers = 2 * 7
     kinds = {"goat_A", "goat_B", "goat_router", "goat_residual_A", "goat_residual_B", "goat_scale", "goat_base_sample"}
     assert {name.rsplit(".", 1)[1] for name in tensors} == kinds
@@ -381,6 +382,8 @@ def test_format_of_a_later_version_is_refused(copied: Path) -> None:
 def test_another_number_of_experts_in_the_config_is_refused(copied: Path) -> None:
     fields = json.loads((copied / "adapter_config.json").read_text())
     (copied / "adapter_config.json").write_text(json.dumps(fields | {"num_experts": 2}))
+    assert "GoatConfig.num_experts=2: is not the value" in refusal(copied, seeded(tiny_llama))
+    (copied / "adapter_config.json").write_text(json.dumps(fields | {"num_experts": 2, "settings_digest": None}))
     assert "goat_router" in refusal(copied, seeded(tiny_llama))
 
 

@@ -311,6 +311,7 @@ def _ddp_worker(rank: int, path: str) -> None:
     os._exit(0)  # gloo's threads and the interpreter's shutdown can wait for each other
 
 
+@pytest.mark.slow  # tests/distributed/test_one_step.py does it for every engine, with fewer checks of the Trainer
 def test_ddp_gradient_is_the_mean_over_processes(tmp_path: Path) -> None:
     workers = torch.multiprocessing.spawn(_ddp_worker, args=(str(tmp_path),), nprocs=2, join=False)
     try:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 
 from goat_peft import records
 from goat_peft.cli import main
-from goat_peft.compare import compare, load_plan, shipped_plans
+from goat_peft.compare import compare, load_plan, pool, shipped_plans
 from goat_peft.compare.driver import choose
 from goat_peft.errors import UserError
 from goat_peft.recipes.schema import METHODS
@@ -86,7 +87,7 @@ def test_same_seeds_give_the_same_numbers_also_in_processes_of_their_own(plan_fi
     plan_file.write_text(yaml.safe_dump(plan))
     first, _ = run(plan_file, tmp_path / "first")
     second, told = run(plan_file, tmp_path / "second", ("parallel=2",))
-    assert len(told) == 3  # one rate on validation, two seeds on test
+    assert len(told) == 2  # one rate: nothing to choose on validation; two seeds on test
     assert figures(first) == figures(second)
     for path in (tmp_path / "first").rglob(records.RESULT):
         twin = tmp_path / "second" / path.relative_to(tmp_path / "first")
@@ -146,11 +147,12 @@ def test_ties_take_the_smaller_rate() -> None:
         def __init__(self, rate: float, value: float | None) -> None:
             self.rate, self.value = rate, value
 
-        def outcome(self, metric: str) -> Fake:
+        def outcome(self) -> Fake:
             return self
 
-    assert choose([Fake(0.3, 0.7), Fake(0.1, 0.7), Fake(0.2, 0.6)], "accuracy") == 0.1  # type: ignore[list-item]
-    assert choose([Fake(0.3, None)], "accuracy") is None  # type: ignore[list-item]
+    assert choose([Fake(0.3, 0.7), Fake(0.1, 0.7), Fake(0.2, 0.6)], [0.1, 0.2, 0.3]) == 0.1  # type: ignore[list-item]
+    assert choose([Fake(0.3, None)], [0.3, 0.1]) is None  # type: ignore[list-item]
+    assert choose([], [0.3]) == 0.3
 
 
 @pytest.mark.parametrize(
@@ -170,13 +172,22 @@ def test_a_plan_that_cannot_work_is_one_line(plan_file: Path, overrides: tuple[s
 
 
 def test_shipped_plans_hold_and_their_recipes_too(tmp_path: Path) -> None:
-    assert shipped_plans() == ["demo"]
+    assert shipped_plans() == ["demo", "evidence", "evidence-fixed"]
     plan = load_plan("demo")
     assert len(plan.methods) == 9 and len(plan.seeds) == 2 and all(len(m.learning_rates) == 2 for m in plan.methods)
     for method in plan.methods:
         recipe = plan.recipe(plan.recipes[0], method, 1e-3, 0, "test", tmp_path)
         assert recipe.training.learning_rate == 1e-3 and recipe.method.name == method.name
         assert getattr(recipe.method, "lora_dropout", 0.0) == 0.0
+    for name in ("evidence", "evidence-fixed"):
+        plan = load_plan(name)
+        assert len(plan.methods) == 11 and len(plan.seeds) >= 5 and len(plan.recipes) == 7
+        for task in plan.recipes:
+            rank = {
+                plan.recipe(task, method, 1e-3, 0, "test", tmp_path).method.model_dump().get("r", 8)
+                for method in plan.methods
+            }
+            assert rank == {8}
 
 
 def test_methods_without_rates_get_their_grid(plan_file: Path) -> None:
@@ -206,15 +217,116 @@ def test_two_tasks_get_a_table_over_both_and_a_stem_twice_is_refused(plan_file: 
     methods = "methods=[{name: lora, learning_rates: [0.02]}, {name: molora, learning_rates: [0.02]}]"
     output = tmp_path / "out"
     summary, told = run(plan_file, output, (f"recipes=[{recipe}, {other}]", methods, "seeds=[0]"))
-    assert len(told) == 8
+    assert len(told) == 4
     assert [row["mean_rank"] for row in summary["overall"]] == [
         sum(task["rows"][i]["rank"] for task in summary["tasks"]) / 2 for i in range(2)
     ]
     page = write_report(output).read_text(encoding="utf-8")
     assert "All tasks" in page and "1 seed only" in page and (output / "report" / "other-accuracy.png").is_file()
     twin = tmp_path / "deeper" / recipe.name
-    with pytest.raises(UserError, match="share a file name"):
+    with pytest.raises(UserError, match="share a name"):
         load_plan(str(plan_file), (f"recipes=[{recipe}, {twin}]",))
+
+
+def test_a_task_of_its_own_metric_overrides_and_methods(plan_file: Path, tmp_path: Path) -> None:
+    plan = yaml.safe_load(plan_file.read_text())
+    recipe = plan["recipes"][0]
+    plan["methods"] = [
+        {"name": "lora", "learning_rates": [0.02]},
+        {
+            "name": "lora",
+            "label": "still",
+            "learning_rates": [0.02],
+            "overrides": ["training.rate_factors={lora_B: 1e-9, classifier: 1e-9}"],
+        },
+        {"name": "molora", "learning_rates": [0.02]},
+    ]
+    plan["recipes"] = [
+        {"recipe": recipe, "label": "short", "overrides": ["training.max_steps=2"], "methods": ["lora", "still"]},
+        {"recipe": recipe, "metric": "matthews", "seeds": [3]},
+    ]
+    plan_file.write_text(yaml.safe_dump(plan))
+    summary, told = run(plan_file, tmp_path / "out")
+    assert len(told) == 2 * 2 + 3
+    short, tiny = summary["tasks"]
+    assert (short["name"], tiny["name"]) == ("short", "tiny")
+    assert [row["label"] for row in short["rows"]] == ["lora", "still"] and len(tiny["rows"]) == 3
+    assert tiny["metric"] == "matthews" and [t["seed"] for t in tiny["rows"][0]["test"]] == [3]
+    result = records.read_json(tmp_path / "out" / short["rows"][0]["test"][0]["run"] / records.RESULT)
+    assert result["train_info"]["metrics"][-1]["step"] == 2
+    overall = {row["label"]: row for row in summary["overall"]}
+    assert overall["molora"]["mean"] is None and overall["molora"]["difference"] is None
+    gaps = [task["rows"][1]["difference"] for task in summary["tasks"]]
+    assert overall["still"]["difference"] == pytest.approx(sum(gaps) / 2)
+    assert overall["still"]["low"] <= overall["still"]["difference"] <= overall["still"]["high"]
+    with pytest.raises(UserError, match="leaves out the baseline"):
+        load_plan(str(plan_file), (f"recipes=[{{recipe: {recipe}, methods: [molora]}}]",))
+
+
+def test_without_seeds_the_test_split_is_left_alone(plan_file: Path, tmp_path: Path) -> None:
+    summary, told = run(plan_file, tmp_path / "out", ("seeds=[]", "tuning_seeds=[1]"))
+    assert len(told) == 4 and not list((tmp_path / "out").rglob("*_test"))
+    task = summary["tasks"][0]
+    assert task["split"] == "validation"
+    for row in task["rows"]:
+        means = {rate: [t["value"] for t in row["sweep"] if t["learning_rate"] == rate] for rate in (0.001, 0.02)}
+        assert row["mean"] == pytest.approx(max(value for (value,) in means.values()))
+    page = write_report(tmp_path / "out").read_text(encoding="utf-8")
+    assert "flatter" in page and "test accuracy" not in page
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_costs_its_run_alone(
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = pool._Worker.give
+
+    def give(worker: Any, trial: Any) -> None:
+        given(worker, trial)
+        if trial.label == "molora" and trial.seed == 0:
+            worker.process.kill()
+
+    monkeypatch.setattr(pool._Worker, "give", give)
+    methods = "methods=[{name: lora, learning_rates: [0.02]}, {name: molora, learning_rates: [0.02]}]"
+    summary, told = run(plan_file, tmp_path / "out", ("parallel=2", methods))
+    lora, molora = summary["tasks"][0]["rows"]
+    assert [(t["seed"], t["error"]) for t in molora["test"]] == [(0, "did not run"), (1, None)] and len(told) == 4
+    assert lora["mean"] is not None and molora["mean"] is None
+
+
+@dataclass
+class Stub:
+    """A trial as far as the pool looks at it; its `recipe` is what a stand-in for the worker is told."""
+
+    says: str
+
+    @property
+    def recipe(self) -> Any:
+        return self
+
+    def model_dump(self, mode: str) -> str:
+        return self.says
+
+    def finished(self) -> bool:
+        return False
+
+
+def test_a_worker_that_dies_is_replaced_and_each_run_is_heard_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = "import os, sys\nfor line in sys.stdin:\n    if 'die' in line: os._exit(9)\n    os.write(1, b'.')"
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        pool.subprocess, "Popen", lambda command, **rest: popen([sys.executable, "-c", stand_in], **rest)
+    )
+    trials = [Stub(says) for says in ("a", "die", "b", "die", "c")]
+    told: list[str] = []
+    pool.run_all(trials, 2, lambda trial, done, total: told.append(trial.says))  # type: ignore[arg-type]
+    assert sorted(told) == ["a", "b", "c", "die", "die"]
+
+
+def test_workers_take_turns_on_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    seen = [environment["CUDA_VISIBLE_DEVICES"] for environment in pool._environments(3)]
+    assert seen == ["2", "5", "2"]
 
 
 def test_report_of_nothing_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

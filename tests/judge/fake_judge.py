@@ -29,6 +29,13 @@ class Act:
 Script = Callable[[dict[str, Any], int], Act]
 
 
+class QuietServer(ThreadingHTTPServer):
+    """A server that says nothing of clients that hang up."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing: a client that was refused does not wait for the rest."""
+
+
 class FakeJudge:
     """The service as a context manager; `url` is its address, `requests` what came in, `peak` how many at once."""
 
@@ -50,7 +57,7 @@ class FakeJudge:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = QuietServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
 

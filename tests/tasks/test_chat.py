@@ -173,6 +173,7 @@ def test_training_reads_prompt_and_response(tiny_llama_dir: Path) -> None:
         ({"turns": 2, "next_turn": "{question}"}, "next_turn must name the column of prompt"),
         ({"turns": 3}, "task.turns=3"),
         ({"model_id": "a/b"}, "task.model_id=a/b"),
+        ({"stop": [""]}, "task.stop.*an empty text would end every answer"),
     ],
 )
 def test_options_that_cannot_work(generate: dict, options: dict, said: str) -> None:

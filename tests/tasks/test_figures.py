@@ -119,3 +119,16 @@ def test_dropout_is_off_while_scoring_and_every_module_s_mode_comes_back(classif
     for batch_size in (3, 16):
         assert task.evaluate(model, rows, processor, Scoring(batch_size=batch_size)).predictions == expected
     assert [module.training for module in model.modules()] == modes
+
+
+def test_texts_that_max_length_cuts_are_counted(classify: dict) -> None:
+    recipe = recipes.check(classify)
+    for longest in (3, 4, 5, 64):
+        task = bind(recipe.task.model_copy(update={"max_length": longest}))
+        processor = load_processor(recipe.model, task)
+        rows = task.load().train
+        whole = [len(ids) for ids in processor(list(rows[recipe.task.text]))["input_ids"]]
+        task.prepare(rows, processor, "train")
+        expected = {"train": len(rows), "cut": sum(length > longest for length in whole), "dropped": 0}
+        assert task.train_rows == expected
+    assert expected["cut"] == 0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from peft.config import PeftConfig
 
+from .inherited import check_inherited
+from .integrity import AS_IT_IS, changed_settings, of_settings, refuse_pickle
 from .presets import PRESETS
 from .registration import METHOD, extend_peft_type
 
@@ -161,6 +164,14 @@ class GoatConfig(PeftConfig):
             "GoatConfig.from_pretrained(path, check_base_weights=False). Not saved: each loading decides."
         },
     )
+    check_integrity: bool = field(
+        default=True,
+        compare=False,
+        metadata={
+            "help": "When loading: refuse tensors or settings that changed since they were saved. To load anyway, pass the config "
+            "GoatConfig.from_pretrained(path, check_integrity=False). Not saved: each loading decides."
+        },
+    )
     format_version: int | None = field(
         default=None,
         compare=False,
@@ -168,17 +179,36 @@ class GoatConfig(PeftConfig):
             "help": "Layout of a saved adapter. Written on saving, never set by hand: it says that the tensors exist and need no SVD."
         },
     )
+    settings_digest: dict[str, Any] | None = field(
+        default=None,
+        compare=False,
+        metadata={
+            "help": "Digests of the settings that decide what the adapter computes. Written on saving, compared on loading, never set by hand."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = extend_peft_type(METHOD.upper())
-        if isinstance(self.target_modules, list):
+        if isinstance(self.target_modules, list | tuple):
             self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
+        if isinstance(self.exclude_modules, list | tuple):
             self.exclude_modules = set(self.exclude_modules)
         if self.init_weights is True:
             self.init_weights = "goat"
         self._check()
+        self._check_settings_digest()
+
+    def _check_settings_digest(self) -> None:
+        """Compare the digests that came with saved settings, once: afterwards they may be changed."""
+        saved, self.settings_digest = self.settings_digest, None
+        if saved is None or not self.check_integrity:
+            return
+        for name in changed_settings(self, saved):
+            raise ValueError(
+                f"GoatConfig.{name}={getattr(self, name)!r}: is not the value that was saved, a bit flipped or somebody changed it; copy adapter_config.json "
+                f"again from its source. To load it as it is, {AS_IT_IS}, whose save_pretrained(path) keeps the new value."
+            )
 
     def _check(self) -> None:
         def need(ok: bool, name: str, what: str) -> None:
@@ -194,6 +224,7 @@ class GoatConfig(PeftConfig):
         def one_of(name: str, allowed: tuple[str, ...]) -> None:
             need(getattr(self, name) in allowed, name, f"must be one of {', '.join(allowed)}")
 
+        check_inherited(self, need)
         need(is_int(self.num_experts) and self.num_experts >= 1, "num_experts", "must be a whole number of at least 1")
         need(is_int(self.r) and self.r >= 1, "r", "must be a whole number of at least 1")
         need(
@@ -310,8 +341,27 @@ class GoatConfig(PeftConfig):
             raise ValueError(f"preset={name!r}: must be one of {', '.join(PRESETS)}.")
         return cls(**PRESETS[name](overrides))
 
+    @classmethod
+    def from_pretrained(cls, path: Any, subfolder: str | None = None, **kwargs: Any) -> GoatConfig:  # type: ignore[override]
+        """The config in a local folder or on the Hub; `check_base_weights` and `check_integrity` may be given with it.
+
+        Raises `ValueError` for settings that cannot be or have changed, and for a local folder whose only weights are pickled.
+        """
+        refuse_pickle(Path(path, subfolder or ""))
+        return super().from_pretrained(path, subfolder=subfolder, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, with digests of the settings that decide what the adapter computes."""
+        self.settings_digest = of_settings(self)
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.settings_digest = None
+
     def to_dict(self) -> dict[str, Any]:
         """The fields to save, marked with the layout in which an adapter saved with them is written."""
-        fields = super().to_dict() | {"format_version": FORMAT_VERSION}
-        del fields["check_base_weights"]
-        return fields
+        saved = super().to_dict() | {"format_version": FORMAT_VERSION}
+        del saved["check_base_weights"], saved["check_integrity"]
+        if saved["settings_digest"] is None:
+            del saved["settings_digest"]
+        return saved

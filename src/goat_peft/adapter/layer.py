@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.quantization_utils import resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,6 +17,7 @@ from .factor_cache import cached_factors
 from .fingerprint import SAMPLES, check_base, weight_sample
 from .grouping import Group
 from .initialization import Factors, check_rank_fits, plain_factors
+from .quantized import backend_of, floating_weight, is_watched, keep_trainable, takes_sum
 from .routing import RoutingContext
 
 MERGE_REASON = (
@@ -87,7 +87,7 @@ class GoatLayer(BaseTunerLayer):
 
     def base_weight(self) -> Tensor:
         """The base weight as (m, n) in floating point; a quantised one is dequantised."""
-        weight = self.get_base_weight().detach()
+        weight = floating_weight(self.get_base_layer(), self.quantization_backend)
         return weight.T if isinstance(self.get_base_layer(), Conv1D) else weight
 
     def base_sample(self) -> Tensor:
@@ -95,8 +95,10 @@ class GoatLayer(BaseTunerLayer):
         return weight_sample(self.base_weight(), self.quantization_backend is not None)
 
     @torch.no_grad()
-    def initialize(self, adapter_name: str) -> None:
+    def initialize(self, adapter_name: str, computes: bool = True) -> None:
         """Give the tensors of a pending adapter their initial values (METHOD section 1); does nothing for others.
+
+        Without `computes` the factors that need an SVD are left out: another process has them, see `together`.
 
         Raises `ValueError` if values arrived that were trained on another base, on a way around PEFT's loading, which checks it earlier.
         """
@@ -110,11 +112,11 @@ class GoatLayer(BaseTunerLayer):
                 check_base(adapter_name, {self.name: (self.goat_base_sample[adapter_name], self.base_sample())})
             return
         target = self.goat_A[adapter_name]
-        if config.uses_residual:
-            factors = cached_factors(weight, config, target.dtype)
-        else:
-            factors = plain_factors(self.out_features, self.in_features, config, target.dtype, target.device)
-        self._set_factors(adapter_name, factors)
+        if not config.uses_residual:
+            drawn = plain_factors(self.out_features, self.in_features, config, target.dtype, target.device)
+            self._set_factors(adapter_name, drawn)
+        elif computes:
+            self._set_factors(adapter_name, cached_factors(weight, config, target.dtype))
         nn.init.kaiming_uniform_(self.goat_router[adapter_name], a=5**0.5)  # as nn.Linear starts
         if adapter_name in self.goat_threshold:
             bound = self.in_features**-0.5  # likewise
@@ -162,7 +164,7 @@ class GoatLayer(BaseTunerLayer):
     def settings(self, adapter_name: str) -> Settings:
         """What the operator does with them now."""
         config = self.configs[adapter_name]
-        dropout = config.lora_dropout if self.training else 0.0  # type: ignore[has-type]
+        dropout = config.lora_dropout if self.training else 0.0  # type: ignore[has-type,attr-defined]
         return Settings(config.active_experts or config.top_k, dropout, self.context.collects)
 
     def adapter_output(
@@ -186,13 +188,25 @@ class GoatLayer(BaseTunerLayer):
         members: list[GoatLayer] = [self]
         if on_base and self.group is not None and self._leads_group(x, adapter_name, dtype):
             members = self.group.members  # type: ignore[union-attr]
+        below = bases = None
+        if on_base and self.quantization_backend is None:
+            bases = [Base(layer.base_layer.weight, layer.base_layer.bias) for layer in members]  # type: ignore[arg-type]
+        elif on_base:
+            rows = x.reshape(-1, x.shape[-1])  # two dimensions, for which bases hand out no views
+            below = [layer.base_layer(rows) for layer in members]
+        in_place = below is not None and all(takes_sum(output, dtype) for output in below)
         outputs, statistics = routed_linears(
             self._cast_input_dtype(x, dtype),
             [layer.experts(adapter_name) for layer in members],
             self.settings(adapter_name),
             token_mask,
-            [Base(layer.base_layer.weight, layer.base_layer.bias) for layer in members] if on_base else None,
+            bases,
+            below if in_place else None,
         )
+        if below is not None and not in_place:
+            outputs = [
+                own.reshape(added.shape) + added.to(own.dtype) for own, added in zip(below, outputs, strict=True)
+            ]
         if statistics is not None:
             self.context.add(tuple(layer.name for layer in members), adapter_name, config.active_experts, statistics)
         if len(members) > 1:
@@ -224,20 +238,21 @@ class GoatLayer(BaseTunerLayer):
             self.context.is_open or torch._C._current_graph_task_id() != -1
         ):  # else weights might change before others ask
             return False
-        if self.group.members[0] is not self or path_for(x) != "triton":
+        if self.group.members[0] is not self or path_for(x) != "triton":  # type: ignore[union-attr]
             return False
         config = self.configs[adapter_name]
         return all(
             layer.active_adapters == self.active_adapters
             and len(layer.active_adapters) == 1
-            and layer.training == self.training  # type: ignore[attr-defined,has-type]
+            and layer.training == self.training  # type: ignore[attr-defined,has-type,union-attr]
             and not layer.disable_adapters
             and adapter_name in layer.goat_A
             and adapter_name not in layer.pending
             and layer.configs[adapter_name] is config
             and type(layer.goat_A[adapter_name]) is nn.Parameter
-            and layer._may_own_base(x_dtype)
-            for layer in self.group.members[1:]
+            and layer._may_join_base(x_dtype)
+            and (layer.quantization_backend is None) == (self.quantization_backend is None)
+            for layer in self.group.members[1:]  # type: ignore[union-attr]
         )
 
     def _compute_dtype(self, x: Tensor, adapter_name: str) -> torch.dtype:
@@ -247,9 +262,14 @@ class GoatLayer(BaseTunerLayer):
             return torch.get_autocast_dtype(device)
         return x.dtype if path_for(x) == "triton" else self.goat_A[adapter_name].dtype
 
-    def _may_own_base(self, dtype: torch.dtype) -> bool:
-        """Whether the operator may compute the base's product as well: a plain frozen linear in the compute dtype that nobody watches."""
+    def _may_join_base(self, dtype: torch.dtype) -> bool:
+        """Whether the operator may hand out the base's output and the adapter's together, as nobody watches the base.
+
+        It computes the product of a plain frozen linear in the compute dtype itself, and adds to the output of a quantised one.
+        """
         base = self.base_layer
+        if self.quantization_backend is not None:
+            return base is self.get_base_layer() and not is_watched(base) and not torch.compiler.is_compiling()
         if type(base) is not nn.Linear:
             return False
         weight, bias = base._parameters["weight"], base._parameters["bias"]
@@ -258,9 +278,7 @@ class GoatLayer(BaseTunerLayer):
             and weight.dtype == dtype
             and not weight.requires_grad
             and (bias is None or (not bias.requires_grad and bias.dtype == dtype))
-            and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
-            and "_hf_hook" not in base.__dict__
-            and "forward" not in base.__dict__
+            and not is_watched(base)
         )
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -290,7 +308,8 @@ class Linear(nn.Module, GoatLayer):
     ) -> None:
         super().__init__()
         GoatLayer.__init__(self, base_layer, context, module)
-        self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **kwargs)
+        self.quantization_backend = backend_of(self.get_base_layer(), **kwargs)
+        keep_trainable(self.get_base_layer())
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -308,7 +327,7 @@ class Linear(nn.Module, GoatLayer):
             return fetched
         token_mask = self.context.token_mask(x, self.name) if self.context.collects else None
         dtype = self._compute_dtype(x, active[0])
-        if not args and not kwargs and not self.configs[active[0]].routes_softly and self._may_own_base(dtype):
+        if not args and not kwargs and not self.configs[active[0]].routes_softly and self._may_join_base(dtype):
             self.context.saw(self, x)
             result = self.adapter_output(x, active.pop(0), token_mask, dtype, on_base=True)
         else:

@@ -21,10 +21,11 @@ from transformers.pytorch_utils import Conv1D
 
 from . import factor_cache
 from .config import GoatConfig
-from .fingerprint import check_base
+from .integrity import Sealing, check_loaded_tensors, take_digest
 from .layer import MERGE_REASON, GoatLayer, Linear
 from .registration import PREFIX
 from .routing import BalanceTerm, ExpertUsage, RoutingContext
+from .together import initialize_layers, together_wanted
 from .trainer import counted_labels
 
 _PROGRESS_FROM = 16  # layers; fewer are done before a bar could be read
@@ -38,11 +39,11 @@ class GoatModel(BaseTuner):
 
     prefix: str = PREFIX
     tuner_layer_cls = GoatLayer
-    target_module_mapping: ClassVar[dict[str, Any]] = {}
+    target_module_mapping: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
     # ---- injection ---------------------------------------------------------------------------------------------------------------------
 
-    def _pre_injection_hook(self, model: nn.Module, config: GoatConfig, adapter_name: str) -> None:
+    def _pre_injection_hook(self, model: nn.Module, config: GoatConfig, adapter_name: str) -> None:  # type: ignore[override]
         existing = next(_layers(model), None)
         if (
             existing is not None
@@ -60,7 +61,7 @@ class GoatModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        config = self.peft_config[adapter_name]
+        config: Any = self.peft_config[adapter_name]
         self.routing.terms[adapter_name] = BalanceTerm(
             config.active_experts, config.router_aux_loss_coef, config.router_aux_loss_reduction
         )
@@ -68,9 +69,9 @@ class GoatModel(BaseTuner):
         encoder = _encoder_of(model)
         self.routing.encoder_layers = set() if encoder is None else {layer.name for layer in _layers(encoder)}
         if config.format_version is None and not kwargs.get("low_cpu_mem_usage", False):
-            _initialize(model, adapter_name)
+            _initialize(model, adapter_name, together=together_wanted())
 
-    def _prepare_adapter_config(self, peft_config: GoatConfig, model_config: dict) -> GoatConfig:
+    def _prepare_adapter_config(self, peft_config: GoatConfig, model_config: dict) -> GoatConfig:  # type: ignore[override]
         if peft_config.target_modules is None:
             if not isinstance(self.model, PreTrainedModel):
                 raise ValueError(
@@ -79,7 +80,7 @@ class GoatModel(BaseTuner):
             peft_config.target_modules = INCLUDE_LINEAR_LAYERS_SHORTHAND
         return peft_config
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self,
         peft_config: GoatConfig,
         adapter_name: str,
@@ -108,6 +109,10 @@ class GoatModel(BaseTuner):
             new.requires_grad_(False)
         self._replace_module(parent, target_name, new, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Put a layer in place; it wraps the old one and was made on its device, so nothing has to move, as PEFT's own would (8-bit bases on meta)."""
+        setattr(parent, child_name, new_module)
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Adapters live in float32; with `autocast_adapter_dtype=False` trained tensors take their base's dtype, as PEFT documents it."""
         if autocast_adapter_dtype:
@@ -125,12 +130,12 @@ class GoatModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(MERGE_REASON)
 
-    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
         if merge:
             raise NotImplementedError(MERGE_REASON)
         for handle in self._handles:
             handle.remove()
-        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        return super()._unload_and_optionally_merge(merge, *args, **kwargs)  # type: ignore[return-value]
 
     # ---- saving and loading ------------------------------------------------------------------------------------------------------------
 
@@ -141,14 +146,15 @@ class GoatModel(BaseTuner):
         _initialize(
             model, adapter_name
         )  # an adapter read from a config alone, never used: its tensors alias the state dict's
-        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        return Sealing(super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names))
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict
     ) -> dict:
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        _check_loaded_tensors(model, config, adapter_name, remapped)
+        tensors, digest = take_digest(state_dict)
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, tensors)
+        check_loaded_tensors(model, config, adapter_name, remapped, digest, GoatLayer)
         return remapped
 
     # ---- forward -----------------------------------------------------------------------------------------------------------------------
@@ -172,7 +178,9 @@ class GoatModel(BaseTuner):
         if aux is None:
             return output
         if getattr(output, "log_probs", None) is not None and hasattr(output, "label_mask"):
-            # The trainer's loss is minus a sum of these over label tokens, divided as it sees fit: so weighted, the shares of micro-batches sum to 1.
+            if self.routing.left_to_trainer:
+                return output
+            # SFT's loss is minus a sum of these over label tokens, divided as it sees fit: so weighted, the shares of micro-batches sum to 1.
             output.log_probs = _CarryLoss.apply(output.log_probs, aux, output.label_mask)
         else:
             share = _share_of_items(module, inputs)
@@ -229,9 +237,12 @@ class GoatModel(BaseTuner):
         value = self.routing.balance_loss(weighted=False)
         return torch.zeros((), device=next(self.parameters()).device) if value is None else value.detach()
 
-    def expert_usage(self) -> list[ExpertUsage]:
-        """How tokens were routed since the last reset, a row per layer and adapter; collected while training, elsewhere in `track_expert_usage`."""
-        return self.routing.usage()
+    def expert_usage(self, all_processes: bool = False) -> list[ExpertUsage]:
+        """How tokens were routed since the last reset, a row per layer and adapter; collected while training, elsewhere in `track_expert_usage`.
+
+        Those of this process; with `all_processes` those of the whole launch, and every process must ask.
+        """
+        return self.routing.usage(all_processes)
 
     def reset_expert_usage(self) -> None:
         """Forget the usage so far."""
@@ -243,7 +254,10 @@ class GoatModel(BaseTuner):
 
 
 class _CarryLoss(torch.autograd.Function):
-    """Identity on log-probabilities whose backward gives `aux` the gradient that a loss `-sum(log_probs)` would give each counted token."""
+    """Identity on log-probabilities whose backward gives `aux` the gradient that a loss `-sum(log_probs)` would give each counted token.
+
+    A loss that weighs its tokens differently (DPO, GRPO) says nothing of how much `aux` should count, so there it gets no gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, log_probs: Tensor, aux: Tensor, label_mask: Tensor) -> Tensor:
@@ -254,26 +268,33 @@ class _CarryLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         (label_mask,) = ctx.saved_tensors
-        return grad, -(grad * label_mask).sum().to(ctx.aux_dtype), None
+        least, most = (
+            torch.where(label_mask.bool(), grad, torch.full_like(grad, away)).aminmax()[index]
+            for index, away in enumerate((torch.inf, -torch.inf))
+        )
+        alike = (most <= 0) & (most - least <= 1e-3 * least.abs())
+        share = torch.where(alike, -(grad * label_mask).sum(), torch.zeros_like(least))
+        return grad, share.to(ctx.aux_dtype), None
 
 
 def _layers(model: nn.Module) -> Iterator[GoatLayer]:
     return (module for module in model.modules() if isinstance(module, GoatLayer))
 
 
-def _initialize(model: nn.Module, adapter_name: str) -> None:
+def _initialize(model: nn.Module, adapter_name: str, together: bool = False) -> None:
     """Initialise the pending layers of an adapter that have real weights, with a progress bar where there are many."""
     pending = [
         layer for layer in _layers(model) if adapter_name in layer.pending and not layer.goat_A[adapter_name].is_meta
     ]
-    for layer in tqdm(
-        pending,
+    for _ in tqdm(
+        initialize_layers(pending, adapter_name, together),
+        total=len(pending),
         desc="Initialising GOAT experts",
         unit="layer",
         disable=len(pending) < _PROGRESS_FROM or None,
         leave=False,
     ):
-        layer.initialize(adapter_name)
+        pass
     if pending:
         factor_cache.prune()
 
@@ -288,7 +309,7 @@ def _encoder_of(model: nn.Module) -> nn.Module | None:
     config = getattr(model, "config", None)
     if not getattr(config, "is_encoder_decoder", False) or not hasattr(model, "get_encoder"):
         return None
-    return model.get_encoder()
+    return model.get_encoder()  # type: ignore[operator]
 
 
 def _pass_adapter_names(
@@ -302,48 +323,8 @@ def _share_of_items(model: nn.Module, inputs: dict[str, Any]) -> Tensor | float:
     total = inputs.get("num_items_in_batch")
     if total is None or not isinstance(inputs.get("labels"), Tensor):
         return 1.0
-    is_causal = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+    is_causal = LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
     items = counted_labels(
         inputs, is_causal and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     )
     return items / torch.as_tensor(total, device=items.device)
-
-
-def _check_loaded_tensors(
-    model: nn.Module, config: GoatConfig, adapter_name: str, state_dict: dict[str, Tensor]
-) -> None:
-    """Refuse adapter tensors that are missing, not wanted, of another shape, not finite, or trained on another base.
-
-    Raises `ValueError` naming the first offender and what to do.
-    """
-    for key in state_dict:  # those with a place carry the adapter's name at their end by now
-        if key.rpartition(".")[2].startswith(PREFIX):
-            raise ValueError(
-                f"Adapter '{adapter_name}': the file's tensor {key} has no place in this base and config; load it on the base it was trained on."
-            )
-    samples: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, layer in model.named_modules():
-        if not isinstance(layer, GoatLayer) or adapter_name not in layer.goat_A:
-            continue
-        for kind in layer.adapter_layer_names + layer.other_param_names[:-1]:
-            if adapter_name not in getattr(layer, kind):
-                continue
-            own = getattr(layer, kind)[adapter_name]
-            found = state_dict.get(f"{name}.{kind}.{adapter_name}")
-            if found is None:
-                raise ValueError(
-                    f"Adapter '{adapter_name}': the file has no tensor {kind} for module '{name}'; it is incomplete or from another model."
-                )
-            if found.shape != own.shape:
-                raise ValueError(
-                    f"Adapter '{adapter_name}': tensor {kind} of module '{name}' has shape {tuple(found.shape)}, this base and config need "
-                    f"{tuple(own.shape)}; load it on the base it was trained on."
-                )
-            if not torch.isfinite(found).all():
-                raise ValueError(
-                    f"Adapter '{adapter_name}': tensor {kind} of module '{name}' holds NaN or infinite values; the file is damaged."
-                )
-        if not layer.get_base_layer().weight.is_meta:
-            samples[name] = (state_dict[f"{name}.goat_base_sample.{adapter_name}"], layer.base_sample())
-    if config.check_base_weights:
-        check_base(adapter_name, samples)

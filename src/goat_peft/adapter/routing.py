@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from .grouping import GroupLearner
+from .together import processes
 
 if TYPE_CHECKING:
     from .layer import GoatLayer
@@ -81,6 +82,7 @@ class RoutingContext:
     layers: list[str] = field(default_factory=list)
     encoder_layers: set[str] = field(default_factory=set)
     track_in_eval: bool = False
+    left_to_trainer: bool = False  # a trainer adds the balance loss to what it makes of the model's log-probabilities
 
     groups: GroupLearner = field(default_factory=GroupLearner)
 
@@ -231,11 +233,15 @@ class RoutingContext:
         finally:
             self.track_in_eval = before
 
-    def usage(self) -> list[ExpertUsage]:
-        """Usage since the last reset, one row per layer and adapter, in the model's order."""
+    def usage(self, all_processes: bool = False) -> list[ExpertUsage]:
+        """Usage since the last reset, one row per layer and adapter, in the model's order; of this process, or of all, which then must all ask."""
+        found: list[Any] = [{key: stacked.double().cpu() for key, stacked in self._usage.items()}]
+        if all_processes and processes() > 1:
+            found = found * processes()
+            distributed.all_gather_object(found, found[0])
         totals: dict[tuple[str, str], Tensor] = {}
-        for (adapter, _, layers), stacked in self._usage.items():
-            for layer, row in zip(layers, stacked.double().cpu(), strict=True):
+        for (adapter, _, layers), stacked in (item for part in found for item in part.items()):
+            for layer, row in zip(layers, stacked, strict=True):
                 totals[adapter, layer] = totals[adapter, layer] + row if (adapter, layer) in totals else row
         order = {layer: position for position, layer in enumerate(self.layers)}
         return [

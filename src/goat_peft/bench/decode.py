@@ -19,8 +19,9 @@ _PROMPT, _ROOM = 128, 256
 
 def decoding_step(model: nn.Module, batch: int, device: str) -> Callable[[], None]:
     """One forward of one token for each sequence, on a static cache that holds a prompt."""
-    vocabulary = model.config.vocab_size
-    cache = StaticCache(config=model.config, max_cache_len=_PROMPT + _ROOM)
+    config: Any = model.config
+    vocabulary = config.vocab_size
+    cache = StaticCache(config=config, max_cache_len=_PROMPT + _ROOM)
     prompt = torch.randint(0, vocabulary, (batch, _PROMPT), device=device)
     token = torch.randint(0, vocabulary, (batch, 1), device=device)
     position = torch.full((batch, 1), _PROMPT, device=device)

@@ -20,7 +20,7 @@ import torch
 
 from goat_peft import records
 
-PACKAGES = ("goat-peft", "torch", "transformers", "peft", "triton")
+PACKAGES = ("goat-peft", "torch", "transformers", "peft", "triton", "bitsandbytes", "torchao")
 
 
 def median_ms(step: Callable[[], Any], device: str, warmup: int, repeats: int) -> float:

@@ -16,9 +16,10 @@ from .workloads import METHODS, SHAPES, apply_method, build_base
 
 def training_step(model: nn.Module, batch: int, length: int, device: str, autocast: bool) -> Callable[[], None]:
     """Forward, backward and AdamW on one batch of random tokens; for the floor forward and backward to the embeddings."""
-    vocabulary = model.config.vocab_size
+    config: Any = model.config
+    vocabulary = config.vocab_size
     ids = torch.randint(0, vocabulary, (batch, length), device=device)
-    labels = ids if model.config.model_type == "llama" else ids[:, 0] % 2
+    labels = ids if config.model_type == "llama" else ids[:, 0] % 2
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True, capturable=device == "cuda") if trained else None
 
@@ -48,7 +49,7 @@ def measure(args: argparse.Namespace, method: str, r: int, num_experts: int, bat
             input_ids=torch.zeros(1, 8, dtype=torch.long, device=args.device)
         )  # layers learn what they share, see `adapter.grouping`
         torch.compiler.reset()
-        runner = torch.compile(model, fullgraph=method != "loop", dynamic=None)
+        runner = torch.compile(model, fullgraph=method != "loop", dynamic=None)  # type: ignore[assignment]
     step = training_step(runner, batch, length, args.device, autocast=args.device == "cuda")
     if args.graph:
         step = captured(step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -45,7 +47,7 @@ def build_base(shape: str, layers: int, dtype: torch.dtype, device: str) -> nn.M
     try:
         with torch.device(device):
             model = (
-                BertForSequenceClassification(config) if isinstance(config, BertConfig) else LlamaForCausalLM(config)
+                BertForSequenceClassification(config) if isinstance(config, BertConfig) else LlamaForCausalLM(config)  # type: ignore[arg-type]
             )
     finally:
         torch.set_default_dtype(before)
@@ -65,7 +67,7 @@ def apply_method(method: str, base: nn.Module, r: int, num_experts: int, top_k: 
     """
     names = linear_names(base)
     if method == "floor":
-        embeddings = base.get_input_embeddings()
+        embeddings = base.get_input_embeddings()  # type: ignore[operator]
         embeddings.shift = nn.Parameter(torch.zeros(1, device=embeddings.weight.device, dtype=embeddings.weight.dtype))
         embeddings.register_forward_hook(lambda module, args, output: output + module.shift)
         return base
@@ -100,7 +102,7 @@ def _fill_experts(model: nn.Module) -> nn.Module:
 
     for layer in model.modules():
         if isinstance(layer, GoatLayer):
-            device = layer.get_base_layer().weight.device
+            device: Any = layer.get_base_layer().weight.device
             for name in layer.adapter_layer_names:
                 tensors = getattr(layer, name)
                 if "default" not in tensors:

@@ -8,7 +8,23 @@ import warnings
 import typer
 
 from ..errors import UserError
-from . import bench, chat, compare, demo, evaluate, inspect, judge, recipes, report, train, view
+from . import (
+    bench,
+    chat,
+    compare,
+    demo,
+    evaluate,
+    export,
+    inspect,
+    judge,
+    launch,
+    plan,
+    push,
+    recipes,
+    report,
+    train,
+    view,
+)
 from .output import complain
 
 app = typer.Typer(
@@ -19,13 +35,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(name="train", help=train.HELP)(train.train)
+app.command(name="launch", help=launch.HELP)(launch.launch)
 app.command(name="eval", help=evaluate.HELP)(evaluate.evaluate)
 app.add_typer(recipes.app, name="recipes")
+app.command(name="plan", help=plan.HELP)(plan.plan)
 app.command(name="inspect", help=inspect.HELP)(inspect.inspect)
 app.command(name="judge", help=judge.HELP)(judge.judge)
 app.add_typer(bench.app, name="bench")
 app.command(name="view", help=view.HELP)(view.view)
 app.command(name="chat", help=chat.HELP)(chat.chat)
+app.command(name="export", help=export.HELP)(export.export)
+app.command(name="push", help=push.HELP)(push.push)
 app.command(name="compare", help=compare.HELP)(compare.compare)
 app.command(name="report", help=report.HELP)(report.report)
 app.command(name="demo", help=demo.HELP)(demo.demo)
@@ -34,7 +54,7 @@ app.command(name="demo", help=demo.HELP)(demo.demo)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit 2 for an input that cannot work, 130 after Ctrl-C."""
     # Notices between the libraries below us, which a user of the command can do nothing about.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl)\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(accelerate|transformers|peft|trl)\.")
     try:
         app(arguments, standalone_mode=True)
     except UserError as error:

@@ -17,7 +17,7 @@ HELP = "Compare methods: learning rates chosen on validation, the choice scored 
 
 
 def compare(
-    plan: Annotated[str, typer.Argument(help="YAML file, or a shipped plan (demo)")],
+    plan: Annotated[str, typer.Argument(help="YAML file, or a shipped plan (demo, evidence)")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as parallel=2")] = None,
     output: Annotated[
         Path | None, typer.Option(help="folder of the comparison; runs/compare-NAME when not given")
@@ -33,8 +33,8 @@ def compare(
     command = shlex.join(["goat", "compare", plan, *(overrides or []), *place])
 
     def tell(trial: Any, done: int, total: int) -> None:
-        found = trial.outcome(checked.metric)
-        said = f"failed: {found.error}" if found.value is None else f"{checked.metric} {percent(found.value)}"
+        found = trial.outcome()
+        said = f"failed: {found.error}" if found.value is None else f"{trial.metric} {percent(found.value)}"
         say(f"[{done}/{total}] {trial}: {said}")
 
     try:
@@ -44,6 +44,11 @@ def compare(
         sys.exit(130)
     for task in summary["tasks"]:
         console.print(_table(task, checked.baseline))
+    if len(summary["tasks"]) > 1:
+        console.print(_overall(summary["overall"], checked.baseline))
+    seeds = len(checked.seeds or checked.tuning_seeds)
+    if seeds == 1:
+        say("one seed: intervals speak of test rows alone, and nothing of how runs differ")
     say(f"{folder / 'comparison.json'} holds the figures; `goat report {folder}` draws them")
 
 
@@ -58,23 +63,39 @@ def _table(task: dict[str, Any], baseline: str) -> Table:
         f"less {baseline} (95 % interval)",
         "trained",
         "seconds",
-        title=task["name"],
+        title=f"{task['name']}, {task['split']}",
     )
     for row in sorted(task["rows"], key=lambda row: (row["rank"] is None, row["rank"])):
         if row["mean"] is None:
             table.add_row("", row["label"], "", "failed", "", "", "", "")
             continue
-        gap = "" if row["difference"] is None else f"{100 * row['difference']:+.1f}"
-        if row["low"] is not None:
-            gap += f" ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
         table.add_row(
             f"{row['rank']:g}",
             row["label"],
             f"{row['learning_rate']:g}",
             percent(row["mean"]),
             "" if row["sd"] is None else percent(row["sd"]),
-            gap,
+            _gap(row),
             count(row["parameters"]),
             f"{row['train_time']:.0f}",
         )
     return table
+
+
+def _overall(rows: list[dict[str, Any]], baseline: str) -> Table:
+    """The table over all tasks, the best first."""
+    table = Table("method", "mean", "mean rank", f"less {baseline} (95 % interval)", title="all tasks")
+    for row in sorted(rows, key=lambda row: (row["mean"] is None, row["mean"] and -row["mean"])):
+        if row["mean"] is None:
+            table.add_row(row["label"], "missing on a task", "", "")
+        else:
+            table.add_row(row["label"], percent(row["mean"]), f"{row['mean_rank']:.2f}", _gap(row))
+    return table
+
+
+def _gap(row: dict[str, Any]) -> str:
+    """A difference in points with its interval; empty where there is none."""
+    if row["difference"] is None:
+        return ""
+    interval = "" if row["low"] is None else f" ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+    return f"{100 * row['difference']:+.1f}{interval}"

@@ -26,7 +26,7 @@ def demo(
 
     clock = time.perf_counter()
     recipe = job.recipe_for("goat", output, overrides or [])
-    say(f"{recipe.model.name} on {recipe.task.data.train.path}")
+    say(f"{recipe.model.name} on {recipe.task.data.train.path}")  # type: ignore[attr-defined]
     found = job.run(
         output, overrides or [], lambda row: say(f"{row.method}: {percent(row.trained)} % in {row.seconds:.0f} s")
     )

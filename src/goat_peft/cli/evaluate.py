@@ -1,4 +1,4 @@
-"""`goat eval TARGET [--recipe NAME] [--task NAME ...] [key=value ...]`."""
+"""`goat eval TARGET [--recipe NAME] [--task NAME ... | --harness TASKS] [key=value ...]`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-from .output import complain, console, say, score_table
+from .. import records
+from ..errors import UserError
+from .output import complain, console, harness_table, say, score_table
 
 HELP = "Score a run, any PEFT adapter or a bare base model; what is scored is never changed."
 
@@ -31,8 +33,23 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="score again, replacing what the folder holds")
     ] = False,
+    harness: Annotated[
+        str | None,
+        typer.Option(
+            "--harness", metavar="TASKS", help="lm-evaluation-harness tasks to score on, such as arc_easy,piqa"
+        ),
+    ] = None,
+    harness_include: Annotated[
+        Path | None, typer.Option("--harness-include", help="folder of your own task files for --harness")
+    ] = None,
 ) -> None:
     """Load, score, print, say where the figures lie."""
+    if harness is not None:
+        if task:
+            raise UserError(f"--task {task[0]}: is not scored beside --harness; give one command for each")
+        return _harness(target, harness, harness_include, recipe, overrides or [], output, overwrite)
+    if harness_include is not None:
+        raise UserError(f"--harness-include {harness_include}: needs --harness TASKS, the names of tasks in it")
     from ..tasks import processes
     from ..training import evaluate as job
 
@@ -54,3 +71,26 @@ def evaluate(
         say(f"{done.path}: was scored before, on {done.result['run_info']['created_at']}; --overwrite scores again")
     else:
         say(f"{done.path}: figures, predictions")
+
+
+def _harness(
+    target: str,
+    tasks: str,
+    include: Path | None,
+    recipe: str | None,
+    overrides: list[str],
+    output: Path | None,
+    overwrite: bool,
+) -> None:
+    """The same with the tasks of the lm-evaluation-harness."""
+    from ..training.harness import harness
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"--harness {tasks}: give names of tasks parted by commas, each once, such as arc_easy,piqa")
+    done = harness(target, names, include, recipe, overrides, output, overwrite)
+    run = done.result["run_info"]
+    console.print(harness_table(f"{target}: lm-evaluation-harness", done.rows()))
+    file = done.path / records.HARNESS
+    again = f": was scored before, on {run['created_at']}; --overwrite scores again" if done.stored else ": figures"
+    say(f"{file}{again}")

@@ -37,10 +37,10 @@ def judge(
             help="fields of the request; temperature=0 and max_tokens=2048 unless you say otherwise (null leaves one out)",
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="the judge's name at the endpoint, such as gpt-4")] = ...,
+    model: Annotated[str, typer.Option(help="the judge's name at the endpoint, such as gpt-4")] = ...,  # type: ignore[assignment]
     endpoint: Annotated[
         str, typer.Option(help="address of an OpenAI-compatible service, such as https://HOST/v1")
-    ] = ...,
+    ] = ...,  # type: ignore[assignment]
     samples: Annotated[int, typer.Option(min=1, help="judgements per answer")] = 1,
     concurrency: Annotated[int, typer.Option(min=1, help="requests under way at once")] = 4,
     turns: Annotated[
@@ -59,7 +59,7 @@ def judge(
     clock = time.perf_counter()
     key = _key(key_variable, endpoint)
     job = _import()
-    if job.is_secret(key) and any(key in argument for argument in sys.argv):
+    if key and job.is_secret(key) and any(key in argument for argument in sys.argv):
         raise UserError("the key stands in the command itself; leave it out, it is read from --key-variable")
     request = _request(settings or [])
     files = job.find_files(answers, questions, references)

@@ -37,6 +37,14 @@ def score_table(title: str, metrics: dict[str, float], counts: dict[str, int]) -
     return table
 
 
+def harness_table(title: str, rows: list[tuple[str, str, int, str, float, float | None]]) -> Table:
+    """Build the table of an evaluation by the lm-evaluation-harness; values as it gives them, for not all are shares."""
+    table = Table("task", "version", "shots", "metric", "value", "standard error", title=title, title_justify="left")
+    for name, version, shots, metric, value, error in rows:
+        table.add_row(name, version, str(shots), metric, f"{value:.4f}", "" if error is None else f"{error:.4f}")
+    return table
+
+
 def final_scores(row: dict[str, Any]) -> str:
     """One line of the closing row of a result: `test accuracy 76.4 %, test f1 76.0 %`."""
     parts = []

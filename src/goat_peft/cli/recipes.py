@@ -92,7 +92,7 @@ def check(names: Annotated[list[str] | None, typer.Argument(help="shipped names 
     """Check each; exit 2 when one does not hold."""
     held = [_holds(name, recipes.load, f"{name}: ok") for name in names or recipes.shipped()]
     if not names:
-        held += [_holds(f"task {name}", lambda _, name=name: recipes.load_task(name)) for name in recipes.task_files()]
+        held += [_holds(f"task {name}", lambda _, name=name: recipes.load_task(name)) for name in recipes.task_files()]  # type: ignore[misc]
         say(f"{sum(held)} of {len(held)} recipes and task files hold")
     if not all(held):
         raise typer.Exit(2)

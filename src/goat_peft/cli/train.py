@@ -50,7 +50,7 @@ def train(
     rows = info.get("rows", {})
     if rows.get("cut") or rows.get("dropped"):
         say(
-            f"task.max_length={checked.task.max_length}: {rows['cut']} of {rows['train']} training rows were cut, "
+            f"task.max_length={checked.task.max_length}: {rows['cut']} of {rows['train']} training rows were cut, "  # type: ignore[attr-defined]
             f"{rows['dropped']} more were dropped because their prompt alone fills it"
         )
     say(

@@ -32,6 +32,9 @@ class MethodPlan(Strict):
         description="what tables call it; the method's name when not given",
     )
     options: dict[str, Any] = Field({}, description="method options, over those of `common`")
+    overrides: list[str] = Field(
+        [], description="key=value for this method's runs, after those of the plan and the task"
+    )
     learning_rates: list[PositiveFloat] = Field(
         [], description="tried on validation; the method's own grid when not given"
     )
@@ -52,26 +55,54 @@ class MethodPlan(Strict):
         return self
 
 
+class TaskPlan(Strict):
+    """One task of the comparison: a recipe, what changes in it, and which figures count."""
+
+    recipe: str = Field(description="shipped name or file")
+    label: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        description="names its folder and its line in tables; the recipe's file name when not given",
+    )
+    overrides: list[str] = Field([], description="key=value for this recipe, after those of the plan")
+    metric: str = Field("", description="ranks on the test split; the plan's when not given")
+    tuning_metric: str = Field("", description="chooses the learning rate on validation; `metric` when not given")
+    methods: list[str] = Field([], description="labels of the methods that run on this task; all when not given")
+    seeds: list[NonNegativeInt] | None = Field(None, description="of the final runs; the plan's when not given")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, data: Any) -> Any:
+        return {"recipe": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _fill(self) -> TaskPlan:
+        self.label = self.label or Path(self.recipe).stem
+        return self
+
+
 class Plan(Strict):
     """Which methods are compared, on what, how often, against whom."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the folder of the comparison")
     description: str = ""
-    recipes: list[str] = Field(min_length=1, description="shipped names or files; each is one task of the comparison")
+    recipes: list[TaskPlan] = Field(min_length=1, description="the tasks: shipped names, files, or blocks of a task")
     overrides: list[str] = Field([], description="key=value for every recipe, as on the command line")
     common: dict[str, Any] = Field({}, description="method options given to every method that has them, such as r")
     methods: list[MethodPlan] = Field(min_length=1)
     seeds: list[NonNegativeInt] = Field(
-        [0, 1, 2], min_length=1, description="of the final runs, which the test split scores"
+        [0, 1, 2], description="of the final runs, which the test split scores; none leaves the test split alone"
     )
     tuning_seeds: list[NonNegativeInt] = Field(
         [], description="of the runs that choose a learning rate; the first seed when not given"
     )
-    metric: str = Field("accuracy", description="chooses the learning rate and ranks; larger is better")
+    metric: str = Field(
+        "accuracy", description="chooses the learning rate and ranks, where a task names no other; larger is better"
+    )
     baseline: str = Field(description="label of the method that the others are compared with")
     parallel: PositiveInt = Field(1, description="runs at a time, as processes of their own when above 1")
 
-    @field_validator("recipes", "seeds")
+    @field_validator("seeds", "tuning_seeds")
     @classmethod
     def _each_once(cls, values: list[Any]) -> list[Any]:
         if len(set(values)) != len(values):
@@ -85,23 +116,38 @@ class Plan(Strict):
             raise ValueError(f"methods: labels {', '.join(labels)} are not all different; give `label`")
         if self.baseline not in labels:
             raise ValueError(f"baseline={self.baseline}: is not among the methods; {closest(self.baseline, labels)}")
-        stems = [Path(source).stem for source in self.recipes]
-        if len(set(stems)) != len(stems):
+        names = [task.label for task in self.recipes]
+        if len(set(names)) != len(names):
             raise ValueError(
-                f"recipes: {', '.join(self.recipes)} share a file name, which names their folders; rename one"
+                f"recipes: {', '.join(task.recipe for task in self.recipes)} share a name, which names their folders; give `label`"
             )
+        for task in self.recipes:
+            unknown = [label for label in task.methods if label not in labels]
+            if unknown:
+                raise ValueError(f"recipes.{task.label}.methods={unknown[0]}: {closest(unknown[0], labels)}")
+            if task.methods and self.baseline not in task.methods:
+                raise ValueError(f"recipes.{task.label}.methods: leaves out the baseline {self.baseline}; add it")
+            task.metric = task.metric or self.metric
+            task.tuning_metric = task.tuning_metric or task.metric
+            task.seeds = self.seeds if task.seeds is None else task.seeds
         trials = {method.label: len(method.learning_rates) for method in self.methods}
         if len(set(trials.values())) > 1:
             raise ValueError(
                 f"methods: the numbers of learning rates differ ({trials}); a fair comparison gives every method as many trials"
             )
         self.tuning_seeds = self.tuning_seeds or self.seeds[:1]
+        if not self.tuning_seeds:
+            raise ValueError("seeds, tuning_seeds: are both empty, so nothing would run; give one of them")
         return self
 
-    def recipe(self, source: str, method: MethodPlan, rate: float, seed: int, split: str, folder: Path) -> Recipe:
+    def methods_of(self, task: TaskPlan) -> list[MethodPlan]:
+        """The methods that run on a task, in the plan's order."""
+        return [method for method in self.methods if not task.methods or method.label in task.methods]
+
+    def recipe(self, task: TaskPlan, method: MethodPlan, rate: float, seed: int, split: str, folder: Path) -> Recipe:
         """The checked recipe of one run, scored on `split` ('validation' or 'test')."""
-        data = read(source)
-        for override in self.overrides:
+        data = read(task.recipe)
+        for override in [*self.overrides, *task.overrides, *method.overrides]:
             apply_override(data, override)
         known = METHODS[method.name].options.model_fields
         common = {key: value for key, value in self.common.items() if key in known}
@@ -112,9 +158,10 @@ class Plan(Strict):
         recipe = check(data)
         splits = getattr(recipe.task, "data", None)
         cut = getattr(splits, "cut", None)
-        if splits is not None and splits.validation is None and (cut is None or cut.validation is None):
+        tunes = len(method.learning_rates) > 1 or split == "validation"
+        if tunes and splits is not None and splits.validation is None and (cut is None or cut.validation is None):
             raise UserError(
-                f"recipes={source}: has no validation split to choose learning rates on; give the override task.data.cut.validation=N"
+                f"recipes={task.recipe}: has no validation split to choose learning rates on; give the override task.data.cut.validation=N"
             )
         return recipe
 
@@ -153,5 +200,5 @@ def _line(item: Any) -> str:
     field = ".".join(map(str, item["loc"]))
     said = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        said = f"unknown key; {closest(str(item['loc'][-1]), [*Plan.model_fields, *MethodPlan.model_fields])}"
+        said = f"unknown key; {closest(str(item['loc'][-1]), [*Plan.model_fields, *MethodPlan.model_fields, *TaskPlan.model_fields])}"
     return f"plan.{field}: {said}" if field else f"plan.{said}"

@@ -1,26 +1,71 @@
-"""Runs trials one after another in this process, or several at a time in processes of their own."""
+"""Runs trials one after another in this process, or several at a time in worker processes that each take one trial after another."""
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from ..recipes import to_yaml
+import torch
+
 from ..training import Interrupted
 from .trials import Trial, execute
 
 Tell = Callable[[Trial, int, int], None]
-_POLL = 0.2  # seconds
+_POLL = 0.5  # seconds between looks for workers that died
 
 
-@dataclass(frozen=True)
-class _Job:
-    trial: Trial
-    process: subprocess.Popen[str]
+class _Worker:
+    """A process that runs the trials it is given; each reply is one byte."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.trial: Trial | None = None
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "goat_peft.compare.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=self.environment,
+        )
+
+    def give(self, trial: Trial) -> None:
+        """Start a trial; a process that has ended is started again."""
+        if self.process.poll() is not None:
+            self.close()
+            self.process = self._start()
+        self.trial = trial
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(trial.recipe.model_dump(mode="json")).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def take(self) -> Trial | None:
+        """The trial that has ended, well or not; None while it runs.
+
+        Raises `Interrupted` when the user stopped it.
+        """
+        assert self.process.stdout is not None
+        replied = select.select([self.process.stdout], [], [], 0)[0] and self.process.stdout.read(1)
+        if not replied and self.process.poll() is None:
+            return None
+        if self.process.poll() == 130:
+            raise Interrupted("a run was stopped")
+        trial, self.trial = self.trial, None
+        return trial
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.terminate()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def run_all(trials: list[Trial], parallel: int, tell: Tell) -> None:
@@ -33,37 +78,36 @@ def run_all(trials: list[Trial], parallel: int, tell: Tell) -> None:
             done += 1
             tell(trial, done, len(trials))
         return
-    jobs: list[_Job] = []
+    workers = [_Worker(environment) for environment in _environments(min(parallel, len(pending)))]
     try:
-        while pending or jobs:
-            while pending and len(jobs) < parallel:
-                jobs.append(_start(pending.pop(0), parallel))
-            time.sleep(_POLL)
-            for job in [job for job in jobs if job.process.poll() is not None]:
-                jobs.remove(job)
-                if job.process.returncode == 130:
-                    raise Interrupted("a run was stopped")
+        while pending or any(worker.trial is not None for worker in workers):
+            for worker in workers:
+                if pending and worker.trial is None:
+                    worker.give(pending.pop(0))
+            busy = [worker for worker in workers if worker.trial is not None]
+            select.select([worker.process.stdout for worker in busy], [], [], _POLL)  # type: ignore[type-var]
+            for trial in filter(None, (worker.take() for worker in busy)):
                 done += 1
-                tell(job.trial, done, len(trials))
+                tell(trial, done, len(trials))
     finally:
-        for job in jobs:
-            job.process.terminate()
-        for job in jobs:
-            job.process.wait()
+        for worker in workers:
+            worker.close()
 
 
-def _start(trial: Trial, parallel: int) -> _Job:
-    """Start one process; processors are shared out evenly, else each process would start a thread for all of them."""
-    threads = str(max(1, (os.cpu_count() or 1) // parallel))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "goat_peft.compare.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={"OMP_NUM_THREADS": threads} | os.environ,
-    )
-    assert process.stdin is not None
-    process.stdin.write(to_yaml(trial.recipe))
-    process.stdin.close()
-    return _Job(trial, process)
+def _environments(workers: int) -> list[dict[str, str]]:
+    """One environment per worker: processors shared out evenly, accelerators in turn."""
+    threads = str(max(1, (os.cpu_count() or 1) // max(1, workers)))
+    # Each process would else start a thread for every processor.
+    shared = {"OMP_NUM_THREADS": threads} | os.environ
+    devices = _devices()
+    if len(devices) < 2:
+        return [dict(shared) for _ in range(workers)]
+    return [shared | {"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} for index in range(workers)]
+
+
+def _devices() -> list[str]:
+    """CUDA devices that this process may use, by the names that `CUDA_VISIBLE_DEVICES` takes."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name]
+    return [str(index) for index in range(torch.cuda.device_count())]

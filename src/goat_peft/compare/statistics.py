@@ -32,23 +32,45 @@ def paired_difference(
 
     Raises `ValueError` for arrays of different shapes.
     """
+    return mean_difference([(method, baseline)], confidence, draws, seed)
+
+
+def mean_difference(
+    pairs: list[tuple[Floats, Floats]], confidence: float = 0.95, draws: int = _DRAWS, seed: int = 0
+) -> Difference:
+    """Bootstrap the mean over tasks of each task's mean of `method - baseline`; a task is a pair as `paired_difference` takes.
+
+    Each draw redraws the seeds and examples of every task on its own; the tasks themselves stay, so that the interval speaks of these tasks alone.
+    """
+    generator = np.random.default_rng(seed)
+    gaps = [_gaps(method, baseline) for method, baseline in pairs]
+    mean = float(np.mean([gap.mean() for gap in gaps]))
+    if all(gap.size == 1 for gap in gaps):
+        return Difference(mean, None, None)
+    found = np.mean([_draws(gap, draws, generator) for gap in gaps], axis=0)
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Difference(mean, float(low), float(high))
+
+
+def _gaps(method: Floats, baseline: Floats) -> Floats:
+    """`method - baseline` as (seeds, examples)."""
     if method.shape != baseline.shape:
         raise ValueError(
             f"method has shape {method.shape}, baseline {baseline.shape}: pair them by seed and example first."
         )
-    gaps = (method - baseline).reshape(len(method), -1).astype(np.float64)
+    return (method - baseline).reshape(len(method), -1).astype(np.float64)
+
+
+def _draws(gaps: Floats, draws: int, generator: np.random.Generator) -> Floats:
+    """Means of `gaps` (seeds, examples) over `draws` resamples of its rows and columns."""
     seeds, examples = gaps.shape
-    if gaps.size == 1:
-        return Difference(float(gaps.mean()), None, None)
-    generator = np.random.default_rng(seed)
     found = []
     for start in range(0, draws, _CHUNK):
         size = min(_CHUNK, draws - start)
         by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size) / seeds
         by_example = generator.multinomial(examples, np.full(examples, 1 / examples), size) / examples
         found.append(((by_seed @ gaps) * by_example).sum(1))
-    low, high = np.quantile(np.concatenate(found), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Difference(float(gaps.mean()), float(low), float(high))
+    return np.concatenate(found)
 
 
 def spread(values: list[float]) -> float | None:

@@ -10,19 +10,20 @@ from typing import Any
 
 from .. import records
 from ..errors import UserError, first_line
-from ..recipes import Recipe, to_yaml
+from ..recipes import Recipe, is_stored
 from ..training import Interrupted, record, train
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe to run for `label` at `rate` with `seed`, scored on `split`; `task` is the source of the recipe."""
+    """A recipe to run for `label` at `rate` with `seed`, scored by `metric` on `split`; `task` is the task's label."""
 
     task: str
     label: str
     rate: float
     seed: int
     split: str
+    metric: str
     recipe: Recipe
 
     @property
@@ -31,21 +32,20 @@ class Trial:
         return Path(str(self.recipe.output_dir))
 
     def __str__(self) -> str:
-        return f"{self.label} on {Path(self.task).stem}, lr {self.rate:g}, seed {self.seed}, {self.split}"
+        return f"{self.label} on {self.task}, lr {self.rate:g}, seed {self.seed}, {self.split}"
 
     def finished(self) -> bool:
         """Whether the run has ended well; raise `UserError` if what lies there was run with other settings."""
         if not records.is_finished(self.path):
             return False
-        stored = self.path / records.RECIPE
-        if not stored.is_file() or stored.read_text(encoding="utf-8") != to_yaml(self.recipe):
+        if not is_stored(self.recipe, self.path / records.RECIPE):
             raise UserError(
                 f"output={self.path}: holds a run with other settings; give another --output, or remove that folder"
             )
         drop_weights(self.path)
         return True
 
-    def outcome(self, metric: str) -> Outcome:
+    def outcome(self) -> Outcome:
         """What the run found; a failed one has an error instead of a value."""
         path = self.path / records.RESULT
         if not path.is_file():
@@ -54,10 +54,10 @@ class Trial:
         if result["train_info"]["status"] != "success":
             return Outcome(None, result["run_info"]["error_msg"], result)
         last = result["train_info"]["metrics"][-1]
-        name = f"{'test' if self.split == 'test' else 'valid'} {metric}"
+        name = f"{'test' if self.split == 'test' else 'valid'} {self.metric}"
         if name not in last:
             known = sorted(key.partition(" ")[2] for key in last if key.startswith(("test ", "valid ")))
-            raise UserError(f"metric={metric}: {self.task} does not report it; choose from {', '.join(known)}")
+            raise UserError(f"metric={self.metric}: {self.task} does not report it; choose from {', '.join(known)}")
         return Outcome(last[name], None, result)
 
     def correct(self) -> list[bool] | None:

@@ -1,16 +1,18 @@
-"""One trial in a process of its own: reads a recipe from standard input, runs it, writes its folder.
+"""Trials in a process of their own: reads recipes from standard input, a JSON object a line; runs each, and answers with one byte when it has ended.
 
 Ends when the process that started it is gone, so that a killed comparison leaves no run behind that writes into its folders.
 """
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import sys
 import threading
 import time
 
-import yaml
+import torch
 
 from ..recipes import check
 from ..training import Interrupted
@@ -24,10 +26,19 @@ def _follow(parent: int) -> None:
 
 
 def main() -> None:
-    """Run the recipe given on standard input."""
+    """Run recipes until there are no more."""
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    # What runs print must not be taken for an answer.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
     try:
-        execute(check(yaml.safe_load(sys.stdin.read())))
+        for line in sys.stdin:
+            execute(check(json.loads(line)))
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # other processes share the device
+            answers.write(b".")
     except (Interrupted, KeyboardInterrupt):
         sys.exit(130)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 import openai
@@ -174,7 +174,7 @@ class Endpoint:
         return text.replace(self._key, "[key]") if is_secret(self._key) else text
 
 
-def is_secret(key: str | None) -> bool:
+def is_secret(key: str | None) -> TypeGuard[str]:
     """Whether a key is long enough to be kept out of texts: `SHORTEST_SECRET` characters or more."""
     return key is not None and len(key) >= SHORTEST_SECRET
 

@@ -34,6 +34,7 @@ class Method:
         learning_rates: what a comparison tries when its plan gives none; `GRID` of them for every method, so that all get the same number of trials.
         saves_adapter: False when the whole model is what a run must save.
         changes_modules: whether a saved whole model has modules that its base has not, so that loading must build before it fills.
+        writes_base: whether weights of the base change, at the start or by training; not on a quantised base.
         source: the paper, by authors, venue and arXiv number; empty for a method of one's own.
     """
 
@@ -45,6 +46,7 @@ class Method:
     learning_rates: tuple[float, ...] = ADAPTER_RATES
     saves_adapter: bool = True
     changes_modules: bool = False
+    writes_base: bool = False
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -32,5 +32,6 @@ register(
         learning_rate=2e-5,
         learning_rates=FULL_RATES,
         saves_adapter=False,
+        writes_base=True,
     )
 )

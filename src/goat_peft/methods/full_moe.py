@@ -64,7 +64,7 @@ class FullExperts(nn.Module):
 
 def upcycled_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The linears to upcycle: all but the output head."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     return {
         name: module
         for name, module in model.named_modules()
@@ -105,6 +105,7 @@ register(
         learning_rate=2e-5,
         learning_rates=FULL_RATES,
         saves_adapter=False,
+        writes_base=True,
         changes_modules=True,
     )
 )

@@ -54,7 +54,7 @@ class MixtureOptions(MethodOptions):
     def _fill_from_preset(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        preset = PRESETS.get(data.get("preset") or cls.starting_preset)
+        preset = PRESETS.get(data.get("preset") or cls.starting_preset or "")
         if preset is None:
             return data
         given = {key: value for key, value in data.items() if key not in ("name", "preset")}

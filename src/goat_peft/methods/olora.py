@@ -24,5 +24,6 @@ register(
         options=OloraOptions,
         build=build,
         learning_rate=2e-4,
+        writes_base=True,
     )
 )

@@ -79,7 +79,7 @@ def _folded(experts: Experts, base: Base | None, tokens: int) -> tuple[Experts, 
     m, n = base.weight.shape
     if tokens * (m + n) < m * n:
         return experts, base
-    columns = experts.residual_B * _expand(-experts.scale / experts.num_experts, experts, experts.residual_B.dtype)
+    columns = experts.residual_B * _expand(-experts.scale / experts.num_experts, experts, experts.residual_B.dtype)  # type: ignore[operator,union-attr]
     weight = torch.addmm(base.weight, columns.to(base.weight.dtype), experts.residual_A.to(base.weight.dtype))
     return experts._replace(residual_A=None, residual_B=None), Base(weight, base.bias)
 
@@ -92,10 +92,12 @@ def forward(
     token_mask: Tensor | None,
     seed: Tensor | None,
     keep: bool,
+    below: list[Tensor] | None = None,
 ) -> Result:
     """Each member's output for tokens x (tokens, n), on top of its base's where `bases` are given.
 
-    Computes in x's dtype, the router in float32 at least. `keep` says whether a backward may follow; this path does the same either way.
+    With `below` instead, (tokens, m) in x's dtype for each member, it is added to those in place, and they are the outputs. Computes in x's dtype,
+    the router in float32 at least. `keep` says whether a backward may follow; this path does the same either way.
     """
     kept = dropout_mask(x, settings.dropout, seed)
     outputs, hidden, weights, logits, statistics = [], [], [], [], []
@@ -107,7 +109,9 @@ def forward(
             statistics.append(routing_statistics(member_logits, member_weights, token_mask))
         mixed = _mixed(product, member_weights, experts)
         columns = _stacked_B(experts, x.dtype)
-        if base is None:
+        if below is not None:
+            outputs.append(below[index].addmm_(mixed, columns.T))
+        elif base is None:
             outputs.append(F.linear(mixed, columns))
         else:
             outputs.append(F.linear(x, base.weight, base.bias).addmm_(mixed, columns.T))

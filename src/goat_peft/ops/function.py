@@ -28,6 +28,7 @@ class _Layout(NamedTuple):
     members: int
     residual: bool
     base: bool
+    below: bool = False  # the outputs of bases that compute themselves follow at the end
 
     def members_of(self, tensors: Sequence[Tensor | None]) -> list[Experts]:
         fields = [tensors[i * self.members : (i + 1) * self.members] for i in range(6 if self.residual else 4)]
@@ -149,11 +150,20 @@ class _RoutedLinears(torch.autograd.Function):
         seed: Tensor | None,
         *tensors: Any,
     ) -> Any:
+        count = len(tensors) - (layout.members if layout.below else 0)
+        tensors, below = tensors[:count], tensors[count:]
         if torch.compiler.is_compiling():
             result = _compiled_forward(x, list(tensors), token_mask, seed, layout, settings)
         else:
             result = _path(x).forward(
-                x, layout.bases_of(tensors), layout.members_of(tensors), settings, token_mask, seed, True
+                x,
+                layout.bases_of(tensors),
+                layout.members_of(tensors),
+                settings,
+                token_mask,
+                seed,
+                True,
+                list(below) or None,
             )
         saved = result.saved
         ctx.save_for_backward(x, seed, saved.hidden, saved.weights, saved.logits, *saved.packed, *tensors)
@@ -162,6 +172,9 @@ class _RoutedLinears(torch.autograd.Function):
         )
         ctx.layout, ctx.settings, ctx.packed = layout, settings, len(saved.packed)
         statistics = x.new_empty(0) if result.statistics is None else result.statistics
+        if below:
+            ctx.mark_dirty(*below)
+            return statistics, *below
         return statistics, *result.outputs
 
     @staticmethod
@@ -200,6 +213,7 @@ class _RoutedLinears(torch.autograd.Function):
             *found.B,
             *found.router,
             *[None] * (len(tensors) - 3 * layout.members),
+            *(grads if layout.below else ()),
         )
 
 
@@ -248,8 +262,12 @@ def routed_linears(
     settings: Settings,
     token_mask: Tensor | None = None,
     bases: list[Base] | None = None,
+    below: list[Tensor] | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """What `routed_experts_reference` computes, for each member of a group that reads x; with `bases`, each base's output plus that.
+
+    With `below`, one (tokens, m) for each member, it is added to those in place, which saves a tensor as large and a pass over both: outputs of
+    bases that compute themselves, in x's dtype, contiguous and no views. Their gradients pass through. Not inside `torch.compile`.
 
     Exact, no loop over experts, no host synchronisation, about the cost of LoRA of the same rank. Computes in x's dtype, which the bases' weights
     must share; the router in float32 at least. Dropout acts on the experts' input alone, with a mask that the backward draws again. Members share
@@ -261,18 +279,20 @@ def routed_linears(
     tokens = x.reshape(-1, x.shape[-1])
     mask = None if token_mask is None else token_mask.reshape(-1)
     seed = torch.randint(0, 2**31 - 1, (1,), device=x.device) if settings.dropout > 0 else None
-    layout = _Layout(len(members), members[0].residual_A is not None, bases is not None)
+    layout = _Layout(len(members), members[0].residual_A is not None, bases is not None, below is not None)
     autocast = torch.is_autocast_enabled(x.device.type)
     with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
         if torch.is_grad_enabled() and (
             x.requires_grad or any(e.A.requires_grad or e.B.requires_grad or e.router.requires_grad for e in members)
         ):
-            statistics, *outputs = _RoutedLinears.apply(layout, settings, tokens, mask, seed, *_flat(members, bases))
+            statistics, *outputs = _RoutedLinears.apply(
+                layout, settings, tokens, mask, seed, *_flat(members, bases), *(below or ())
+            )
         elif torch.compiler.is_compiling():
             result = _compiled_forward(tokens, _flat(members, bases), mask, seed, layout, settings)
             statistics, outputs = result.statistics, result.outputs
         else:
-            result = _path(x).forward(tokens, bases, members, settings, mask, seed, False)
+            result = _path(x).forward(tokens, bases, members, settings, mask, seed, False, below)
             statistics, outputs = result.statistics, result.outputs
     if x.dim() != 2:
         outputs = [output.reshape(*x.shape[:-1], output.shape[-1]) for output in outputs]

@@ -28,11 +28,12 @@ def forward(
     token_mask: Tensor | None,
     seed: Tensor | None,
     keep: bool,
+    below: list[Tensor] | None = None,
 ) -> Result:
     """As `dense.forward`, with dropout drawn in the kernels; without `keep` few tokens take a shorter way."""
     x = _rows_contiguous(x)
     if not keep and x.shape[0] <= _FEW_TOKENS and not settings.collect and seed is None:
-        return _few_tokens(x, bases, members, settings)
+        return _few_tokens(x, bases, members, settings, below)
 
     rows, columns = _pack(members, x.dtype)
     tokens, n, first = x.shape[0], len(members), members[0]
@@ -59,6 +60,9 @@ def forward(
     )  # fmt: skip
     outputs = []
     for index, (member_mixed, factors) in enumerate(zip(mixed.unbind(), columns, strict=True)):
+        if below is not None:
+            outputs.append(below[index].addmm_(member_mixed, factors.t()))
+            continue
         output = F.linear(member_mixed, factors, None if bases is None else bases[index].bias)
         outputs.append(output if bases is None else output.addmm_(x, bases[index].weight.t()))
     return Result(outputs, statistics, Saved(hidden, weights, logits, [rows, *columns]))
@@ -147,7 +151,7 @@ def _pack(members: list[Experts], dtype: torch.dtype) -> tuple[Tensor, list[Tens
              [e.B for e in members], [e.residual_B for e in members], columns]  # fmt: skip
     launch(
         kernels.pack_kernel, (row_programs + column_programs, len(members)),
-        (*(tensor for kind in kinds for tensor in _four(kind)), rows, width, *_four([e.B.shape[0] for e in members]), row_programs),
+        (*(tensor for kind in kinds for tensor in _four(kind)), rows, width, *_four([e.B.shape[0] for e in members]), row_programs),  # type: ignore[arg-type]
         (len(members), first.A.shape[0], first.num_experts, residual, block),
     )  # fmt: skip
     return rows, columns
@@ -163,24 +167,27 @@ def _stacked_rows(members: list[Experts]) -> Tensor:
     return torch.cat(rows).float()
 
 
-def _few_tokens(x: Tensor, bases: list[Base] | None, members: list[Experts], settings: Settings) -> Result:
+def _few_tokens(
+    x: Tensor, bases: list[Base] | None, members: list[Experts], settings: Settings, sums: list[Tensor] | None
+) -> Result:
     """Decoding: one float32 product for the group, and one launch a member besides its base's product; nothing is kept."""
     products = F.linear(x.float(), _stacked_rows(members))
     outputs, n = [], len(members)
     for index, experts in enumerate(members):
         below = None if bases is None else F.linear(x, bases[index].weight, bases[index].bias)
-        output = x.new_empty(x.shape[0], experts.B.shape[0])
+        below = below if sums is None else sums[index]
+        output = x.new_empty(x.shape[0], experts.B.shape[0]) if sums is None else below  # type: ignore[assignment]
         experts_pad = _power_of_2(experts.num_experts)
         rank_pad = max(_power_of_2(experts.rank), 16 // experts_pad)
         block = 64
         launch(
-            kernels.few_tokens_kernel, (_cdiv(output.shape[1], block),),
-            (products, experts.scale, experts.B, experts.residual_B, below, output, x.shape[0], output.shape[1], products.stride(0), index),
-            (n, experts.num_experts, experts.rank, experts_pad, rank_pad, settings.top_k, experts.residual_B is not None, bases is not None, 16, block),
+            kernels.few_tokens_kernel, (_cdiv(output.shape[1], block),),  # type: ignore[union-attr]
+            (products, experts.scale, experts.B, experts.residual_B, below, output, x.shape[0], output.shape[1], products.stride(0), index),  # type: ignore[union-attr]
+            (n, experts.num_experts, experts.rank, experts_pad, rank_pad, settings.top_k, experts.residual_B is not None, below is not None, 16, block),
         )  # fmt: skip
         outputs.append(output)
     nothing = products.new_empty(0)
-    return Result(outputs, None, Saved(nothing, nothing, nothing, []))
+    return Result(outputs, None, Saved(nothing, nothing, nothing, []))  # type: ignore[arg-type]
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -99,6 +100,15 @@ def _another_method(below: dict[str, Any], name: str) -> dict[str, Any]:
 def to_yaml(recipe: Recipe) -> str:
     """Write a recipe out in full, as `recipe.yaml` of a run holds it."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def is_stored(recipe: Recipe, file: Path) -> bool:
+    """Whether `file` holds this recipe, as `to_yaml` wrote it: now, or before there were keys that have their default values here."""
+    try:
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return isinstance(stored, dict) and to_yaml(check(stored)) == to_yaml(recipe)
+    except (OSError, ValueError, yaml.YAMLError, UserError):
+        return False
 
 
 def _settle_learning_rate(recipe: Recipe) -> Recipe:

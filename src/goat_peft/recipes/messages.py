@@ -100,7 +100,7 @@ def _model_at(location: tuple[Any, ...], data: dict[str, Any]) -> type[BaseModel
         if family:
             registry, key = FAMILIES[family]
             name = block.get(key) if isinstance(block, dict) else block
-            model = registry[name].options if name in registry else None
+            model = registry[str(name)].options if name in registry else None
     return model
 
 

@@ -92,7 +92,7 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if bare and isinstance(value, str):
             value = {bare: value}
         joins = isinstance(below, dict) and isinstance(value, dict) and not _names_another(key, below, value)
-        result[key] = merged(below, value) if joins else value
+        result[key] = merged(below, value) if joins else value  # type: ignore[arg-type]
     return result
 
 

@@ -76,6 +76,11 @@ class ModelSettings(Strict):
     name: str = Field(description="hub name, local folder, or package:NAME/folder inside an installed distribution")
     revision: str | None = Field(None, description="hub branch, tag or commit")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="dtype the weights load in")
+    quantize: Literal["nf4", "int8", "torchao-int8"] | None = Field(
+        None,
+        description="load the frozen linears in 4 bits (nf4) or 8, through bitsandbytes or torchao; for methods that "
+        "leave the base's weights as they are",
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the model; off unless you say so")
 
 
@@ -179,6 +184,11 @@ class Training(Strict):
     learning_rate: PositiveFloat | dict[str, PositiveFloat] | None = Field(
         None, description="a number, or one per method name (and `other`); the method's default when not given"
     )
+    rate_factors: dict[str, PositiveFloat] = Field(
+        {},
+        description="regular expression of parameter names -> factor of the learning rate, the first that is found in a name "
+        "counts; {classifier: 10} trains a fresh head faster",
+    )
     epochs: PositiveFloat | None = Field(None, description="passes over the training rows; 3 when max_steps is absent")
     max_steps: PositiveInt | None = Field(None, description="optimiser steps, in place of epochs")
     batch_size: PositiveInt = Field(16, description="examples per device and micro-batch")
@@ -188,6 +198,7 @@ class Training(Strict):
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: NonNegativeFloat = Field(1.0, description="0 turns clipping off")
     bf16: bool = Field(False, description="bfloat16 autocast")
+    fp16: bool = Field(False, description="float16 autocast with a loss scale, for GPUs that lack bfloat16")
     gradient_checkpointing: bool = False
     group_by_length: bool = Field(True, description="batches of like lengths, so that little is padded")
     seed: NonNegativeInt = 0
@@ -197,10 +208,22 @@ class Training(Strict):
         [], description="experiment trackers that get every log; each must be installed"
     )
 
+    @field_validator("rate_factors")
+    @classmethod
+    def _patterns_compile(cls, factors: dict[str, float]) -> dict[str, float]:
+        for pattern in factors:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern} is not a regular expression ({error})") from None
+        return factors
+
     @model_validator(mode="after")
     def _one_length(self) -> Training:
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError("epochs and max_steps are both given; set one of them to null")
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 are both true; keep bf16 where the GPU has it")
         return self
 
 
@@ -220,7 +243,7 @@ def _options(registry: Registry[Any], key: str) -> BeforeValidator:
                 "unknown_family", "no such {kind}; {hint}", {"kind": registry.kind, "hint": hint, "key": key}
             )
         try:
-            return registry[name].options.model_validate(value)
+            return registry[str(name)].options.model_validate(value)
         except ValidationError as error:
             # Pydantic would flatten the inner error to text; carried whole, the formatter can still name the field.
             raise PydanticCustomError("nested", "invalid {kind}", {"kind": registry.kind, "error": error}) from None
@@ -281,4 +304,13 @@ class Recipe(Strict):
         data = getattr(self.task, "data", None)
         if isinstance(data, Data) and data.train is None:
             raise ValueError("task.data.train=None: the task only tests; give training rows, or `use` another task")
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_a_quantised_base(self) -> Recipe:
+        if self.model.quantize is not None and METHODS[self.method.name].writes_base:
+            raise ValueError(
+                f"model.quantize={self.model.quantize}: {self.method.name} changes the base's weights, which are rounded "
+                "then; use an adapter such as goat or lora, or set it to null"
+            )
         return self

@@ -55,14 +55,14 @@ def accuracy(task: dict[str, Any], baseline: str, path: Path) -> Picture:
         if row["difference"] is not None:
             right.plot(100 * row["difference"], y, marker="|", color="black", markersize=14, markeredgewidth=2)
     left.set_yticks(range(len(rows)), [row["label"] for row in reversed(rows)])
-    left.set(xlabel=f"test {task['metric']} in % (dots: seeds, bar: mean)")
+    left.set(xlabel=f"{task['split']} {task['metric']} in % (dots: seeds, bar: mean)")
     right.axvline(0, color="black", linewidth=1, linestyle="--")
     right.set(xlabel=f"less {baseline}, in points (95 % paired bootstrap)")
     save(figure, path)
     said = ", ".join(f"{row['label']} {100 * row['mean']:.1f}" for row in rows)
     return Picture(
         path,
-        f"Test {task['metric']}, {task['name']}",
+        f"{task['split'].capitalize()} {task['metric']}, {task['name']}",
         f"Means in per cent: {said}.",
         "An interval that crosses the dashed line does not rank the two.",
     )
@@ -104,7 +104,7 @@ def cost(task: dict[str, Any], path: Path) -> Picture:
         style = look(index) | {"linestyle": "none", "markersize": 9}
         left.plot(row["parameters"], 100 * row["mean"], label=row["label"], **style)
         right.plot(row["train_time"], 100 * row["mean"], **style)
-    left.set(xscale="log", xlabel="trained parameters", ylabel=f"test {task['metric']} in %")
+    left.set(xscale="log", xlabel="trained parameters", ylabel=f"{task['split']} {task['metric']} in %")
     right.set(xlabel="training time in seconds, mean over seeds")
     figure.legend(frameon=False, loc="outside right center")
     save(figure, path)
@@ -147,7 +147,7 @@ def experts(task: dict[str, Any], folder: Path, path: Path) -> Picture | None:
     found = []
     for row in task["rows"]:
         file = folder / row["test"][0]["run"] / records.EXPERT_USAGE if row["mean"] is not None else None
-        usage = records.read_json(file).get("test") if file is not None and file.is_file() else None
+        usage = records.read_json(file).get(task["split"]) if file is not None and file.is_file() else None
         if usage and len(usage[0]["share"]) > 1:
             found.append((row["label"], usage))
     if not found:

@@ -85,15 +85,7 @@ def _table(task: dict[str, Any], baseline: str) -> str:
                 f'<tr><td></td><td>{escape(row["label"])}</td><td colspan="6">failed: {escape(error)}</td></tr>'
             )
             continue
-        gap = (
-            "baseline"
-            if row["label"] == baseline
-            else f"{100 * row['difference']:+.1f}"
-            if row["difference"] is not None
-            else ""
-        )
-        if row["low"] is not None:
-            gap += f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        gap = "baseline" if row["label"] == baseline else _gap(row)
         cells = [
             f"{row['rank']:g}",
             f'<abbr title="{escape(row["description"])} ({escape(row["source"])})">{escape(row["label"])}</abbr>',
@@ -109,7 +101,7 @@ def _table(task: dict[str, Any], baseline: str) -> str:
     heads = (
         "rank",
         "method",
-        f"test {task['metric']} %",
+        f"{task['split']} {task['metric']} %",
         "sd",
         f"less {baseline}, points [95 %]",
         "learning rate",
@@ -126,18 +118,27 @@ def _table(task: dict[str, Any], baseline: str) -> str:
 
 
 def _overall(summary: dict[str, Any]) -> str:
-    """Mean metric and mean rank over tasks, the best first; a method that failed on a task has neither."""
+    """Mean metric, mean rank and difference to the baseline over tasks, the best first; a method that failed on a task has none."""
+    baseline = summary["run_info"]["plan"]["baseline"]
     rows = []
     for row in sorted(summary["overall"], key=lambda row: (row["mean_rank"] is None, row["mean_rank"])):
         rank, mean = (
             ("", "failed on a task") if row["mean"] is None else (f"{row['mean_rank']:.2f}", percent(row["mean"]))
         )
-        rows.append(f"<tr><td>{rank}</td><td>{escape(row['label'])}</td><td>{mean}</td></tr>")
-    heads = "".join(
-        f'<th scope="col">{text}</th>' for text in ("mean rank", "method", f"mean of {len(summary['tasks'])} tasks")
-    )
+        gap = "baseline" if row["label"] == baseline else _gap(row)
+        rows.append(f"<tr><td>{rank}</td><td>{escape(row['label'])}</td><td>{mean}</td><td>{gap}</td></tr>")
+    names = ("mean rank", "method", f"mean of {len(summary['tasks'])} tasks", f"less {baseline}, points [95 %]")
+    heads = "".join(f'<th scope="col">{escape(text)}</th>' for text in names)
     body = "\n".join(rows)
     return f'<div class="scroll" tabindex="0" role="region" aria-label="all tasks"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _gap(row: dict[str, Any]) -> str:
+    """A difference in points with its interval; empty where there is none."""
+    if row["difference"] is None:
+        return ""
+    interval = "" if row["low"] is None else f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+    return f"{100 * row['difference']:+.1f}{interval}"
 
 
 def _figure(picture: Picture) -> str:
@@ -183,7 +184,12 @@ def _page(summary: dict[str, Any], sections: list[Section]) -> str:
         for i, (heading, body) in enumerate(sections)
     )
     trials = len(plan["methods"][0]["learning_rates"])
-    few = len(plan["seeds"])
+    few = len(plan["seeds"] or plan["tuning_seeds"])
+    scored = (
+        "chosen on a validation split; the choice scored once on the test split"
+        if plan["seeds"]
+        else "scored on a validation split alone; the best is shown, so that figures flatter every method"
+    )
     warning = (
         ""
         if few >= 3
@@ -194,7 +200,7 @@ def _page(summary: dict[str, Any], sections: list[Section]) -> str:
 <link rel="icon" href="data:,"><title>{escape(plan["name"])}: comparison of methods</title><style>{_STYLE}</style></head>
 <body><a class="skip" href="#main">Skip to the results</a>
 <header><h1>{escape(plan["name"])}</h1><p>{escape(plan["description"])}</p>{warning}
-<p>{len(plan["methods"])} methods; {trials} learning rates each, chosen on a validation split; the choice scored once on the test split for each of {few} seeds.</p>
+<p>{len(plan["methods"])} methods; {trials} learning rate{"s" if trials > 1 else ""} each, {scored} for each of {few} seeds.</p>
 <nav aria-label="sections">{links}</nav></header>
 <main id="main">
 {parts}

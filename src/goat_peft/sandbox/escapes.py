@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 
 
 def try_all(outside: str, secret: str) -> list[str]:
@@ -62,7 +63,7 @@ def reading(outside: str, secret: str) -> bool:
         return False
 
 
-def _works(attempt) -> bool:
+def _works(attempt: Callable[[], object]) -> bool:
     try:
         attempt()
     except OSError:

@@ -25,7 +25,7 @@ from ..errors import UserError
 from . import processes
 from .base import DataTask, Family, Scores, Scoring, register
 from .data import fill, require_columns, template_columns
-from .decoding import Sampling, generate_texts
+from .decoding import Sampling, Stops, generate_texts
 from .generation import Generation
 
 # FastChat's temperature per category of question; the others are answered at the last one.
@@ -58,7 +58,7 @@ class ChatOptions(DataTask):
         "greedy", description="greedy, or drawn at FastChat's temperature for each category"
     )
     seed: NonNegativeInt = Field(0, description="seed of drawn answers")
-    stop: list[str] = Field([], description="texts that end an answer, such as '### Instruction:'")
+    stop: Stops = Field([], description="texts that end an answer, such as '### Instruction:'")
     max_length: PositiveInt = Field(1024, description="tokens of prompt and response; longer examples are cut")
     max_new_tokens: PositiveInt = Field(1024, description="tokens of an answer; FastChat allows 1024")
     model_id: str | None = Field(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
+from typing import Any
 
 from datasets import Dataset
 
@@ -110,6 +113,23 @@ def template_columns(template: str) -> list[str]:
     return list(dict.fromkeys(re.split(r"[.\[]", name)[0] for name in names))
 
 
+class _Filled(Formatter):
+    """Fills templates as `str.format` does, but with values that are there."""
+
+    def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The value of a column; an unnamed `{}` has none."""
+        return kwargs[str(key)]
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """The value as text."""
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            raise ValueError("a value is missing; leave the row out of the data")
+        return super().format_field(value, format_spec)
+
+
+_FILLED = _Filled()
+
+
 def fill(template: str, rows: Dataset, field: str) -> list[str]:
     """Fill a format string such as `{question} {choices[text][0]}` with each row; `field` names it in errors."""
     names = template_columns(template)
@@ -117,7 +137,7 @@ def fill(template: str, rows: Dataset, field: str) -> list[str]:
     texts = []
     for index, values in enumerate(zip(*(rows[name] for name in names), strict=True)):
         try:
-            texts.append(template.format(**dict(zip(names, values, strict=True))))
+            texts.append(_FILLED.vformat(template, (), dict(zip(names, values, strict=True))))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{field}={template!r}: row {index} cannot fill it ({first_line(error)})") from None
     return texts

@@ -129,7 +129,7 @@ def example_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) 
 @contextmanager
 def _own_settings_aside(model: nn.Module) -> Iterator[None]:
     """Inside, what the model's own generation settings ask for (such as a repetition penalty) does not count."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     own = base.generation_config
     base.generation_config = GenerationConfig()
     try:
@@ -180,7 +180,7 @@ def _generate(
         eos_token_id=ends,
     )
     with _own_settings_aside(model):
-        written = model.generate(
+        written = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
             generation_config=settings,

@@ -103,5 +103,5 @@ def _forward(model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: list[_
 
 
 def _keeps_logits(model: nn.Module) -> bool:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return "logits_to_keep" in inspect.signature(base.forward).parameters

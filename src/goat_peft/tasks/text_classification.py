@@ -97,9 +97,15 @@ class TextClassification(Task):
         return AutoModelForSequenceClassification.from_pretrained(path, **head, **settings)
 
     def prepare(self, rows: Dataset, processor: PreTrainedTokenizerBase, split: str) -> Dataset:
-        """Return rows of `input_ids`, `attention_mask` (as the tokenizer gives them), `length` and `labels`."""
+        """Return rows of `input_ids`, `attention_mask` (as the tokenizer gives them), `length` and `labels`.
+
+        `train_rows` counts the texts cut at `max_length` (0 from a tokenizer that does not tell: those written in Python).
+        """
         truth = self._truth(rows, split)
         encoded = processor(self._texts(rows, split), truncation=True, max_length=self.options.max_length)
+        if split == "train":
+            longer = sum(bool(row.overflowing) for row in encoded.encodings or ())
+            self.train_rows = {"train": len(rows), "cut": longer, "dropped": 0}
         columns = {name: encoded[name] for name in encoded}
         return Dataset.from_dict({**columns, "length": [len(row) for row in encoded["input_ids"]], "labels": truth})
 
@@ -175,7 +181,11 @@ class TextClassification(Task):
             require_columns(rows, [self.options.text], "task.text")
             texts = list(rows[self.options.text])
         for index, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
+            if text is not None and not isinstance(text, str):
+                raise UserError(
+                    f"task.text={self.options.text}: row {index} of {split} holds {text!r}, which is no text; name another column"
+                )
+            if text is None or not text.strip():
                 raise UserError(
                     f"task.text={self.options.text}: row {index} of {split} is empty; leave it out of the data"
                 )

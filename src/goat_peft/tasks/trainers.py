@@ -7,12 +7,15 @@ number of accumulation steps. Those trainers set `model_accepts_loss_kwargs = Fa
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Trainer
 from trl import SFTTrainer
+
+from ..errors import UserError
 
 # An expert with less than this part of an even share counts as idle.
 IDLE = 0.1
@@ -26,8 +29,8 @@ class BalanceLog:
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as the trainer does, and remember the forward's balance loss."""
-        outcome = super().compute_loss(model, inputs, *args, **kwargs)
-        aux = balance_loss(self.accelerator.unwrap_model(model)) if model.training else None
+        outcome = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        aux = balance_loss(self.accelerator.unwrap_model(model)) if model.training else None  # type: ignore[attr-defined]
         if aux is not None:
             self.__dict__.setdefault("_balance", []).append(aux)
         return outcome
@@ -38,13 +41,46 @@ class BalanceLog:
         if pending and "loss" in logs:
             logs["balance_loss"] = torch.stack(pending).mean().item()
             pending.clear()
-            before, now = self.__dict__.get("_routed", {}), routed(self.accelerator.unwrap_model(self.model))
+            before, now = self.__dict__.get("_routed", {}), routed(self.accelerator.unwrap_model(self.model))  # type: ignore[attr-defined]
             self.__dict__["_routed"] = now
             logs |= load_figures(since(before, now))
-        super().log(logs, *args, **kwargs)
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
 
-class ClassificationTrainer(BalanceLog, Trainer):
+class RateFactors:
+    """Mix-in for a Trainer: parameters whose names hold a pattern of `rate_factors` learn that many times faster."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rate_factors: dict[str, float] = {}
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Create the trainer's optimizer, with groups of their own for the parameters that a pattern finds.
+
+        Raises `UserError` for a pattern that finds no trained parameter.
+        """
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
+        factors: dict[int, float] = {}
+        for pattern, factor in self.rate_factors.items():
+            found = [p for name, p in trained.items() if re.search(pattern, name)]
+            if not found:
+                raise UserError(
+                    f"training.rate_factors.{pattern}: no trained parameter has such a name; names are like {', '.join(list(trained)[:3])}"
+                )
+            for parameter in found:
+                factors.setdefault(id(parameter), factor)
+        for group in list(optimizer.param_groups):
+            for factor in sorted({factors[id(p)] for p in group["params"] if id(p) in factors}):
+                own = [p for p in group["params"] if factors.get(id(p)) == factor]
+                group["params"] = [p for p in group["params"] if factors.get(id(p)) != factor]
+                settings = {key: value for key, value in group.items() if key != "params"}
+                optimizer.add_param_group(settings | {"params": own, "lr": group["lr"] * factor})
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+
+class ClassificationTrainer(RateFactors, BalanceLog, Trainer):
     """Trainer for heads whose loss ignores `num_items_in_batch`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -52,7 +88,7 @@ class ClassificationTrainer(BalanceLog, Trainer):
         self.model_accepts_loss_kwargs = False
 
 
-class GenerationTrainer(BalanceLog, SFTTrainer):
+class GenerationTrainer(RateFactors, BalanceLog, SFTTrainer):
     """SFTTrainer with the experts' figures in its log."""
 
 

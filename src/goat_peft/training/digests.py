@@ -73,12 +73,17 @@ def _commit(settings: ModelSettings) -> str | None:
 def of_adapter(folder: Path) -> str:
     """Digest of a saved adapter's settings and weights."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in [folder / "adapter_config.json", *sorted(folder.glob("*.safetensors"))]:
+    for path in [folder / "adapter_config.json", *_weights(folder)]:
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
         with path.open("rb") as file:
             while block := file.read(BLOCK):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _weights(folder: Path) -> list[Path]:
+    """Files alone: reading a pipe of such a name would wait for ever."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
 
 def of_saved(run: Path) -> Any:

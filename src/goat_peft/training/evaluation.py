@@ -142,9 +142,9 @@ def score(
     """
     tracks = hasattr(model, "track_expert_usage")
     if tracks:
-        model.reset_expert_usage()
+        model.reset_expert_usage()  # type: ignore[operator]
     found = []
-    with eval_mode(model), model.track_expert_usage() if tracks else nullcontext():
+    with eval_mode(model), model.track_expert_usage() if tracks else nullcontext():  # type: ignore[operator]
         for test in tests:
             shown = progress.add_task(f"{label} on {test.name or settings.split}", total=len(test.rows), note="")
             file = None if keep is None else keep / f"{label}-{test.name or settings.split}.jsonl"
@@ -160,9 +160,9 @@ def _shown(progress: Progress, task: TaskID) -> Callable[[int, int], None]:
 
 
 def usage_rows(model: nn.Module) -> list[dict[str, Any]]:
-    """Return the expert usage collected so far as plain rows; empty for a model without experts."""
+    """Return the expert usage collected so far, by all processes of a launch, as plain rows; empty for a model without experts."""
     get = getattr(model, "expert_usage", None)
-    return [] if get is None else [asdict(row) for row in get()]
+    return [] if get is None else [asdict(row) for row in get(all_processes=processes.count() > 1)]
 
 
 def write_predictions(folder: Path, findings: Findings) -> None:

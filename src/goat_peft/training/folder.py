@@ -1,27 +1,29 @@
-"""The run folder: what may be started, resumed or replaced, and which checkpoints are whole."""
+"""The run folder: what may be started, resumed or replaced. A kill at any moment leaves one that can be continued or replaced."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from .. import records
 from ..errors import UserError
-from ..recipes import Recipe, to_yaml
+from ..recipes import Recipe, is_stored, to_yaml
+from . import checkpoints
 
-# Written into a checkpoint after everything else: a folder without it was cut short and is never resumed from.
-COMPLETE = "complete"
 TENSORBOARD = "tensorboard"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside one run's folder."""
+    """Paths inside one run's folder; `notes` say what was found broken when it was opened."""
 
     path: Path
+    notes: tuple[str, ...] = ()
 
     @property
     def adapter(self) -> Path:
@@ -59,17 +61,49 @@ class RunFolder:
         return self.path / records.SCORING
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint that was written to its end, or None."""
-        whole = [path.parent for path in self.checkpoints.glob(f"checkpoint-*/{COMPLETE}")]
-        return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        """Return the newest checkpoint that was written to its end and is still as it was written, or None."""
+        return checkpoints.last_whole(self.checkpoints)[0]
+
+    @contextmanager
+    def saving(self, as_adapter: bool) -> Iterator[Path]:
+        """A place to save the trained weights to, beside their own; `publish` moves them there. Removed again if saving fails."""
+        place = _staged(self.adapter if as_adapter else self.model)
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            yield place
+            for file in place.rglob("*"):
+                records.sync(file)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+
+    def publish(self) -> None:
+        """Move saved weights to their own place; call it once `trained` is written, which says that they are whole."""
+        for place in (self.adapter, self.model):
+            if _staged(place).is_dir():
+                shutil.rmtree(place, ignore_errors=True)
+                _staged(place).rename(place)
+
+    def tidy(self) -> None:
+        """Remove what kills left half written."""
+        for path in records.partials(self.path):
+            path.unlink(missing_ok=True)
+        if self.trained.is_file():
+            self.publish()
+        for place in (self.adapter, self.model):
+            shutil.rmtree(_staged(place), ignore_errors=True)
+
+
+def _staged(place: Path) -> Path:
+    return place.with_name(f".{place.name}.saving")
 
 
 def open_folder(recipe: Recipe, resume: bool, overwrite: bool) -> tuple[RunFolder, Path | None]:
     """Prepare the folder of a run; return it and the checkpoint to resume from.
 
     Raises:
-        UserError: the folder holds files that are not a run's, or a finished run, or an unfinished one and neither `resume` nor `overwrite` is set,
-            or `resume` is set and the recipe differs from the one that was started.
+        UserError: the folder holds files that are not a run's, or a finished run, or an unfinished one (with checkpoints, whole or damaged since) and
+            neither `resume` nor `overwrite` is set, or `resume` is set and the recipe differs from the one that was started.
     """
     folder = RunFolder(Path(recipe.output_dir or f"runs/{recipe.name}"))
     where = f"output_dir={folder.path}"
@@ -77,19 +111,24 @@ def open_folder(recipe: Recipe, resume: bool, overwrite: bool) -> tuple[RunFolde
         raise UserError("--resume and --overwrite exclude each other; give one of them")
     if folder.path.exists() and not folder.path.is_dir():
         raise UserError(f"{where}: is a file; choose another output_dir")
-    checkpoint = folder.last_checkpoint()
+    checkpoint, passed = checkpoints.last_whole(folder.checkpoints)
     if resume:
         if folder.result.is_file() and records.is_finished(folder.path):
             raise UserError(f"{where}: the run is finished; `goat eval {folder.path}` scores it again")
         if checkpoint is None and not folder.trained.is_file() and not folder.scoring.is_dir():
-            raise UserError(f"{where}: no complete checkpoint to resume from; start without --resume")
-        started = folder.recipe.read_text(encoding="utf-8") if folder.recipe.is_file() else ""
-        if started != to_yaml(recipe):
+            way = "--overwrite starts anew" if any(map(checkpoints.is_sealed, passed)) else "start without --resume"
+            raise UserError(f"{where}: no complete checkpoint to resume from{_told(passed)}; {way}")
+        if not is_stored(recipe, folder.recipe):
             raise UserError(
                 f"{where}: was started with another recipe ({folder.recipe}); resume with the same settings"
             )
-        return folder, checkpoint
-    occupied = folder.path.is_dir() and any(folder.path.iterdir())
+        folder.tidy()
+        for broken in passed:  # else the trainer would write a later save of the same step among its files
+            checkpoints.remove(broken)
+        start = checkpoint.name if checkpoint else "the start"
+        notes = [f"{broken.name} was passed over, {why}; resumed from {start}" for broken, why in passed.items()]
+        return replace(folder, notes=() if folder.trained.is_file() else tuple(notes)), checkpoint
+    occupied = folder.path.is_dir() and bool(set(folder.path.iterdir()) - set(records.partials(folder.path)))
     if occupied and not holds_run(folder):
         raise UserError(f"{where}: holds files that are not a run's; choose an empty folder or a new one")
     if occupied and not overwrite:
@@ -99,6 +138,11 @@ def open_folder(recipe: Recipe, resume: bool, overwrite: bool) -> tuple[RunFolde
             raise UserError(
                 f"{where}: holds an unfinished run; give --resume to continue it or --overwrite to replace it"
             )
+        if damaged := {broken: why for broken, why in passed.items() if checkpoints.is_sealed(broken)}:
+            raise UserError(
+                f"{where}: holds an unfinished run, and no checkpoint of it is whole any more{_told(damaged)}; bring back what changed and give --resume, "
+                "or give --overwrite to replace it"
+            )
     if occupied:
         clear(folder)
     try:
@@ -106,7 +150,14 @@ def open_folder(recipe: Recipe, resume: bool, overwrite: bool) -> tuple[RunFolde
     except OSError as error:
         raise UserError(f"{where}: cannot be made ({error.strerror}); choose a folder you may write to") from error
     records.write_text(folder.recipe, to_yaml(recipe))
+    folder.result.unlink(missing_ok=True)
+    folder.tidy()
     return folder, None
+
+
+def _told(faults: dict[Path, str]) -> str:
+    """The faults of checkpoints, in brackets; nothing where there are none."""
+    return f" ({'; '.join(f'{checkpoint.name}: {why}' for checkpoint, why in faults.items())})" if faults else ""
 
 
 def holds_run(folder: RunFolder) -> bool:
@@ -115,7 +166,7 @@ def holds_run(folder: RunFolder) -> bool:
     A `recipe.yaml` alone is not enough beside folders that a run writes later: a user may keep one of his own next to
     his `tests`.
     """
-    names = {path.name for path in folder.path.iterdir()}
+    names = {path.name for path in folder.path.iterdir()} - {path.name for path in records.partials(folder.path)}
     has_result = "train_info" in _keys(folder.result)
     if not set(Recipe.model_fields) <= _keys(folder.recipe):
         # What a comparison leaves of a run that could not even begin.
@@ -123,7 +174,7 @@ def holds_run(folder: RunFolder) -> bool:
     return (
         has_result
         or folder.trained.is_file()
-        or folder.last_checkpoint() is not None
+        or any(folder.checkpoints.glob(f"*/{checkpoints.COMPLETE}"))
         or names.isdisjoint({records.TESTS, records.FASTCHAT, folder.adapter.name, folder.model.name})
     )
 
@@ -137,13 +188,20 @@ def _keys(file: Path) -> set[str]:
 
 
 def clear(folder: RunFolder) -> None:
-    """Remove what a run wrote, and nothing else that may lie in its folder."""
+    """Remove what a run wrote, and nothing else that may lie in its folder; all but its recipe and a result that says so.
+
+    Those two tell a run's folder from a user's: whoever starts the next run there puts his own in their place, last.
+    """
+    with suppress(OSError):  # a full disk: the old result then goes at once
+        records.write_json(folder.result, {"train_info": {"status": "removed"}})
+    if folder.result.is_file() and records.is_finished(folder.path):
+        folder.result.unlink()
+    for checkpoint in checkpoints.newest_first(folder.checkpoints):  # marks first: half of one must not look damaged
+        checkpoints.remove(checkpoint)
     others = [folder.path / name for name in (records.TESTS, records.FASTCHAT, TENSORBOARD)]
     for part in (folder.adapter, folder.model, folder.checkpoints, folder.scoring, *others):
         shutil.rmtree(part, ignore_errors=True)
     for name in (
-        records.RESULT,
-        records.RECIPE,
         records.TRAINED,
         records.EXPERT_USAGE,
         records.PREDICTIONS,

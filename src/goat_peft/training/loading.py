@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from peft import PeftModel
+from peft import PeftModel, TaskType
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 from torch import nn
+from transformers import BitsAndBytesConfig, TorchAoConfig, set_seed
 from transformers.utils import logging as transformers_logging
 
+from ..adapter.quantized import keep_trainable
 from ..errors import UserError, first_line
 from ..recipes import ModelSettings, Recipe
 from ..recipes.schema import METHODS
@@ -23,7 +28,7 @@ from ..tasks import Processor, Task, resolve_path
 
 def device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
 
 
 def locate(settings: ModelSettings) -> str:
@@ -41,20 +46,50 @@ def load_processor(settings: ModelSettings, task: Task) -> Processor:
 
 def load_base(settings: ModelSettings, task: Task, processor: Processor) -> nn.Module:
     """Load the base model with the task's head; the padding token of a tokenizer becomes the model's."""
-    keys = {
+    keys: dict[str, Any] = {
         "dtype": settings.dtype,
         "revision": settings.revision,
         "trust_remote_code": settings.trust_remote_code,
     }
+    if settings.quantize is not None:
+        keys["quantization_config"] = quantization_config(settings, task)
     model = _load(settings, "model", lambda path: task.load_model(path, keys))
+    keep_trainable(model)
     padding = getattr(processor, "pad_token_id", None)
     if padding is not None and getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = padding
     return model
 
 
+def quantization_config(settings: ModelSettings, task: Task) -> BitsAndBytesConfig | TorchAoConfig:
+    """How transformers is to quantise the linears, all but the head; raise `UserError` where the library for it is missing.
+
+    nf4 is QLoRA's: blocks of 64 weights, their scales quantised again; it computes in the dtype that the rest is loaded in.
+    """
+    library = "torchao" if settings.quantize == "torchao-int8" else "bitsandbytes"
+    if find_spec(library) is None:
+        raise UserError(f"model.quantize={settings.quantize}: needs {library}; pip install 'goat-peft[quantized]'")
+    # transformers finds a language model's head by itself, and takes a classifier's for another linear.
+    heads = None if task.peft_type == TaskType.CAUSAL_LM else list(SEQ_CLS_HEAD_NAMES)
+    if settings.quantize == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16 if settings.dtype == "auto" else getattr(torch, settings.dtype),
+            llm_int8_skip_modules=heads,
+        )
+    if settings.quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=heads)
+
+
 def load_trained(recipe: Recipe, run: Path, task: Task, processor: Processor) -> nn.Module:
     """Load what a run saved: its adapter on the recipe's base, or the whole model."""
+    # What the base's files lack and no adapter trains, such as a pooler, is drawn again as the run drew it.
+    set_seed(recipe.training.seed)
     if (run / "model").is_dir():
         if METHODS[recipe.method.name].changes_modules:
             return _load_rebuilt(recipe, run, task, processor)
@@ -86,15 +121,29 @@ def in_recipe_dtype(model: nn.Module, settings: ModelSettings) -> nn.Module:
 
 
 def load_adapter(base: nn.Module, adapter: Path) -> nn.Module:
-    """Put a saved adapter on a base model; a broken file gives a `UserError`."""
+    """Put a saved adapter on a base model; a broken file, or one that does not fit, gives a `UserError`."""
     check_weights(adapter, "adapter_model.safetensors")
+    _check_finite(adapter / "adapter_model.safetensors")
     try:
-        return PeftModel.from_pretrained(base, str(adapter))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            return PeftModel.from_pretrained(base, str(adapter))
+    except Exception as error:  # whatever PEFT trips over in a file that anybody may have written
         raise UserError(
             f"adapter={adapter}: cannot be loaded onto {type(base).__name__} ({first_line(error)}); "
             "use the base model it was trained on, or train again"
         ) from error
+
+
+def _check_finite(file: Path) -> None:
+    """Raise `UserError` for a tensor with a value that is no number; PEFT looks at none but GOAT's."""
+    with safe_open(file, "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - no mapping
+            tensor = tensors.get_tensor(name)
+            if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+                raise UserError(
+                    f"adapter={file}: tensor {name} holds NaN or infinite values; copy the file again from its source or train again"
+                )
 
 
 def check_weights(folder: Path, name: str, sharded: bool = False) -> None:

@@ -80,7 +80,7 @@ def origins(model: ModelSettings, tasks: list[TaskOptions]) -> dict[str, Any]:
         prefix = f"{task.name} " if place else ""
         for split in ("train", "validation", "test") if data is not None else ():
             if getattr(data, split) is not None:
-                sources[prefix + split] = {**getattr(data, split).model_dump(mode="json"), "folder": data.folder}
+                sources[prefix + split] = {**getattr(data, split).model_dump(mode="json"), "folder": data.folder}  # type: ignore[union-attr]
     shown = ("path", "dataset", "config", "split", "revision", "folder")
     return {
         "model_info": {"name": model.name, "revision": model.revision},

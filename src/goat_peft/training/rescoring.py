@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..tasks import Kept, processes
 from . import digests, record
 from .callbacks import bar
+from .disk import full_disk_explained
 from .evaluation import Findings, forget, open_tests, score, write_predictions
 from .loading import device, load_processor, quiet_libraries
 from .targets import Target, resolve
@@ -52,7 +53,8 @@ def evaluate(
     """
     started, clock = record.now(), time.perf_counter()
     found = resolve(str(target), recipe, list(tasks), list(overrides))
-    with quiet_libraries():
+    room = full_disk_explained("output", lambda: "free some space and give the same command again: it continues")
+    with room, quiet_libraries():
         tests = open_tests(found.task, found.settings)
         digest = digests.of_value([test.key(found.identity) for test in tests] + [found.settings.split])
         folder = output or Path("runs") / f"eval-{re.sub(r'[^A-Za-z0-9._-]+', '-', found.name)}-{digest[:8]}"

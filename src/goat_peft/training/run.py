@@ -10,22 +10,26 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from .. import records
+from ..adapter import initialize_together
 from ..errors import UserError, first_line
 from ..methods import Method
 from ..recipes import Recipe
 from ..recipes.schema import METHODS
 from ..reporting import pictures
 from ..tasks import Processor, Splits, Task, bind, processes
-from . import digests, record
-from .callbacks import Bar, CleanStop, FiniteLoss, Interrupted, WholeCheckpoints, bar
+from . import digests, engines, record
+from .callbacks import Bar, CleanStop, CollapsedRouters, Divergence, Interrupted, bar
+from .checkpoints import WholeCheckpoints, remove_unsealed
+from .disk import full_disk_explained
 from .evaluation import Findings, Test, forget, open_tests, score, usage_rows, write_predictions
 from .folder import RunFolder, open_folder
 from .loading import device, in_recipe_dtype, load_base, load_processor, load_trained, quiet_libraries
+from .resuming import ExactResume
 from .trackers import Trackers
 
 # In the order of preference; transformers lists the new name first.
@@ -54,6 +58,7 @@ class Trained:
         memory: peak memory of the accelerator.
         resumed_from: the checkpoint that training started from, or None.
         examples: `Task.train_rows`; empty for a family that does not count.
+        notes: what a reader should know of the training, such as routers that collapsed.
     """
 
     rows: list[dict[str, Any]]
@@ -65,6 +70,7 @@ class Trained:
     memory: dict[str, int]
     resumed_from: str | None
     examples: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Run:
@@ -82,7 +88,10 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Run:
         )
     folder, checkpoint = _open(recipe, resume, overwrite)
     started, clock = record.now(), time.perf_counter()
-    with quiet_libraries(), bar() as progress, Trackers(recipe.training.report_to, folder.path) as trackers:
+    room = full_disk_explained(f"output_dir={folder.path}", lambda: _after_full_disk(folder))
+    with room, quiet_libraries(), bar() as progress, Trackers(list(recipe.training.report_to), folder.path) as trackers:
+        for note in folder.notes if processes.is_main() else ():
+            progress.console.print(note, markup=False, soft_wrap=True)
         return _Session(recipe, folder, checkpoint, progress, trackers).run(started, clock)
 
 
@@ -91,13 +100,27 @@ def _open(recipe: Recipe, resume: bool, overwrite: bool) -> tuple[RunFolder, Pat
     found: tuple[RunFolder, Path | None] | str = ""
     if processes.is_main():
         try:
-            found = open_folder(recipe, resume, overwrite)
+            with full_disk_explained("output_dir", lambda: "free some space and start again"):
+                found = open_folder(recipe, resume, overwrite)
         except UserError as error:
             found = str(error)
     found = processes.broadcast(found)
     if isinstance(found, str):
         raise UserError(found)
     return found
+
+
+def _after_full_disk(folder: RunFolder) -> str:
+    """Remove what was being written, and say what is left to continue from."""
+    if processes.is_main():
+        remove_unsealed(folder.checkpoints)
+        folder.tidy()
+    if folder.trained.is_file():
+        return "the trained weights are saved; free some space, then continue with --resume"
+    last = folder.last_checkpoint()
+    if last is None:
+        return "no checkpoint is whole yet; free some space and start again"
+    return f"{last.name} is whole; free some space, then continue with --resume"
 
 
 class _Session:
@@ -110,6 +133,7 @@ class _Session:
         self.progress, self.trackers = progress, trackers
         self.task: Task = bind(recipe.task)
         self.method: Method = METHODS[recipe.method.name]
+        self.collapsed = CollapsedRouters(self._tell)
 
     def run(self, started: str, clock: float) -> Run:
         """Load, train, score, write."""
@@ -150,27 +174,40 @@ class _Session:
         # Seeded again: the draws of the adapter and of the batches do not depend on whether the base was scored.
         set_seed(self.recipe.training.seed)
         model = self._apply_method(model)
-        trainer, seconds = self._train(model, splits, processor)
+        counts = record.parameter_counts(model)
+        trainer, seconds, whole = self._train(model, splits, processor)
         trained = Trained(
             rows=rows + record.history_rows(trainer.state.log_history),
             steps=trainer.state.global_step,
             seconds=seconds,
             usage=usage_rows(model),
-            counts=record.parameter_counts(model),
+            counts=counts,
             peft_config=record.peft_config(model),
             memory=record.memory_block(),
             resumed_from=self.checkpoint.name if self.checkpoint else None,
             examples=self.task.train_rows,
+            notes=self.collapsed.notes,
         )
         if processes.is_main():
-            model.save_pretrained(self.folder.adapter if self.method.saves_adapter else self.folder.model)
+            with self.folder.saving(self.method.saves_adapter) as place:
+                model.save_pretrained(place, state_dict=whole)  # type: ignore[operator]
             # After the weights: where this file lies, they are whole.
             records.write_json(self.folder.trained, asdict(trained))
+            self.folder.publish()
         processes.wait()
+        if whole is not None:
+            del model, trainer  # spread over the processes; each scores its part of the rows with a whole model
+            engines.let_go()
+            return trained, load_trained(self.recipe, self.folder.path, self.task, processor).to(device())
         if not self.method.saves_adapter:
             # Scored as `goat eval` will load it, so that both find the same figures.
             in_recipe_dtype(model, self.recipe.model)
         return trained, model
+
+    def _tell(self, note: str) -> None:
+        """Write a line above the progress bar."""
+        if processes.is_main():
+            self.progress.console.print(note, markup=False, soft_wrap=True)
 
     def _base_model(self, processor: Processor) -> nn.Module:
         # Before the model: a classification head is drawn at random, and must be the same for every method.
@@ -179,7 +216,8 @@ class _Session:
 
     def _apply_method(self, model: nn.Module) -> nn.Module:
         try:
-            return self.method.build(model, self.recipe.method, self.task.peft_type)
+            with initialize_together():
+                return self.method.build(model, self.recipe.method, self.task.peft_type)
         except ValueError as error:
             # What only the model can tell, such as a rank that its smallest layer cannot hold.
             told = first_line(error)
@@ -196,8 +234,13 @@ class _Session:
         """The trainer's arguments as the trackers want them."""
         return TrainingArguments(**training_arguments(self.recipe, self.folder, False))
 
-    def _train(self, model: nn.Module, splits: Splits, processor: Processor) -> tuple[Trainer, float]:
+    def _train(
+        self, model: nn.Module, splits: Splits, processor: Processor
+    ) -> tuple[Trainer, float, dict[str, Tensor] | None]:
+        """Train; return the trainer, the seconds it took, and what was trained where an engine has spread it over processes."""
         stop = CleanStop()
+        if self.recipe.training.bf16 and engines.shards():
+            engines.autocast_inside(model)
         train = splits.named("train")
         watch_validation = splits.validation is not None and self.recipe.evaluation.every_steps != 0
         trainer = self.task.trainer(
@@ -206,8 +249,16 @@ class _Session:
             self.task.prepare(train, processor, "train"),
             self.task.prepare(splits.validation, processor, "validation") if watch_validation else None,
             processor,
-            [Bar(self.progress, f"train {self.method.name}"), WholeCheckpoints(), stop, FiniteLoss()],
+            [
+                Bar(self.progress, f"train {self.method.name}"),
+                stop,
+                ExactResume(self.checkpoint),
+                WholeCheckpoints(),
+                Divergence(),
+                self.collapsed,
+            ],
         )
+        trainer.rate_factors = self.recipe.training.rate_factors  # type: ignore[attr-defined]
         trainer.remove_callback(PrinterCallback)
         for callback in self.trackers.callbacks:
             trainer.add_callback(callback)
@@ -216,13 +267,15 @@ class _Session:
             output = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         if stop.asked and trainer.state.global_step < trainer.state.max_steps:
             raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
-        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
-        if not all(torch.isfinite(parameter).all() for parameter in trained):
+        seconds = time.perf_counter() - begin
+        whole = engines.whole_trained_state(model) if engines.shards() else None
+        trained = [p for p in model.parameters() if p.requires_grad] if whole is None else whole.values()
+        if not all(torch.isfinite(tensor).all() for tensor in trained):
             raise UserError(
                 f"training.learning_rate={self.recipe.training.learning_rate}: trained weights are not finite after step {trainer.state.global_step} "
                 f"(mean loss {output.training_loss:.4g}); try a smaller learning rate or a longer warmup"
             )
-        return trainer, time.perf_counter() - begin
+        return trainer, seconds, whole
 
     def _result(
         self, trained: Trained, final: dict[str, Any], findings: Findings, started: str, clock: float
@@ -240,7 +293,7 @@ class _Session:
                 "train_config": self.recipe.model_dump(mode="json"),
                 "peft_config": trained.peft_config,
                 "resumed_from": trained.resumed_from,
-                "notes": findings.notes,
+                "notes": [*self.folder.notes, *trained.notes, *findings.notes],
                 "error_msg": "",
             },
             "train_info": {
@@ -271,6 +324,7 @@ class _Session:
 def training_arguments(recipe: Recipe, folder: RunFolder, watch_validation: bool) -> dict[str, Any]:
     """Translate a recipe's `training` and `evaluation` blocks into transformers' `TrainingArguments`."""
     settings, scoring = recipe.training, recipe.evaluation
+    engines.check_precision(settings)
     epochs = 3.0 if settings.epochs is None and settings.max_steps is None else settings.epochs
     arguments: dict[str, Any] = {
         "output_dir": str(folder.checkpoints),
@@ -282,7 +336,9 @@ def training_arguments(recipe: Recipe, folder: RunFolder, watch_validation: bool
         "lr_scheduler_type": settings.schedule,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
-        "bf16": settings.bf16,
+        "bf16": settings.bf16 and not engines.shards(),
+        "fp16": settings.fp16,
+        "ddp_broadcast_buffers": False,  # all that GOAT has are constant, and as large as the experts
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "train_sampling_strategy": "group_by_length" if settings.group_by_length else "random",
@@ -290,7 +346,7 @@ def training_arguments(recipe: Recipe, folder: RunFolder, watch_validation: bool
         "logging_steps": settings.logging_steps,
         "logging_nan_inf_filter": False,
         "save_strategy": "no" if settings.save_steps == 0 else "epoch" if settings.save_steps is None else "steps",
-        "save_total_limit": 2,
+        # No save_total_limit: `WholeCheckpoints` removes old ones, once the new one is whole.
         "eval_strategy": _eval_strategy(scoring.every_steps) if watch_validation else "no",
         "run_name": recipe.name,
         "report_to": [],  # trackers are callbacks of our own: they outlive the trainer, for the final figures

@@ -101,6 +101,8 @@ def _adapter(folder: Path, recipe: str | None, tasks: list[str], own: list[str],
     try:
         config = records.read_json(folder / "adapter_config.json")
         named, revision = config["base_model_name_or_path"], config.get("revision")
+        if not isinstance(named, str) or not isinstance(revision, str | None):
+            raise TypeError(f"base_model_name_or_path {named!r}, revision {revision!r}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"adapter={folder}: adapter_config.json does not say which base model it belongs to ({first_line(error)}); "

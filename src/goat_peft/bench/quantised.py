@@ -1,0 +1,122 @@
+"""How long does a training step on a quantised base take, and how much memory, against PEFT's LoRA of the same rank (QLoRA)?
+
+`goat bench quantised --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .measure import append_rows, environment, median_ms, peak_gib, reset_memory, steady_ms
+from .train_step import training_step
+from .workloads import SHAPES, apply_method, build_base, linear_names
+
+KINDS = ("nf4", "int8", "torchao-int8")
+
+
+def quantise(base: nn.Module, kind: str) -> nn.Module:
+    """Quantise the adapted linears of a base in place: nf4 with doubly quantised scales, as QLoRA has it; int8 as transformers loads it; torchao's int8."""
+    names = linear_names(base)
+    for parent in list(base.modules()):
+        for name, linear in list(parent.named_children()):
+            if name in names and isinstance(linear, nn.Linear):
+                setattr(parent, name, quantised_linear(linear, kind))
+    base.is_loaded_in_4bit = kind == "nf4"  # type: ignore[assignment]  # as transformers says it; PEFT's LoRA asks
+    base.is_loaded_in_8bit = kind == "int8"  # type: ignore[assignment]
+    return base.requires_grad_(False)
+
+
+def quantised_linear(linear: nn.Linear, kind: str) -> nn.Module:
+    """A linear with the quantised weight of another, on its device; `linear` itself where the library works in place."""
+    if kind == "torchao-int8":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(linear, Int8WeightOnlyConfig())
+        return linear
+    import bitsandbytes as bnb
+
+    weight, n, m, bias = linear.weight.data, linear.in_features, linear.out_features, linear.bias is not None
+    with torch.device("meta"):
+        if kind == "nf4":
+            new: Any = bnb.nn.Linear4bit(n, m, bias, weight.dtype, quant_type="nf4")
+        else:
+            new = bnb.nn.Linear8bitLt(n, m, bias, has_fp16_weights=False, threshold=6.0)
+    # Both quantise where they are moved.
+    if kind == "nf4":
+        new.weight = bnb.nn.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4", module=new).to(  # type: ignore[misc]
+            weight.device
+        )
+    else:
+        new.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False).to(weight.device)  # type: ignore[misc]
+    if bias:
+        new.bias = linear.bias
+    return new
+
+
+def measure(args: argparse.Namespace, kind: str, method: str, batch: int, length: int) -> dict[str, Any]:
+    """One row: milliseconds of one method on one quantised base, and peak memory."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
+    base = quantise(build_base(args.shape, args.layers, dtype, args.device), kind)
+    model = apply_method(method, base, args.rank, args.experts, args.top_k, args.dropout).train()
+    reset_memory(args.device)  # the step's peak, not that of the weights in 16 bits
+    step = training_step(model, batch, length, args.device, autocast=args.device == "cuda")
+    waited = median_ms(step, args.device, args.warmup, args.repeats)
+    steady = steady_ms(step, args.device, args.repeats)
+    return {
+        "method": method, "base": kind, "shape": args.shape, "layers": args.layers, "batch": batch, "length": length, "r": args.rank,
+        "num_experts": args.experts, "top_k": args.top_k, "dropout": args.dropout, "step_ms": steady, "waited_ms": waited, "peak_gib": peak_gib(args.device),
+    }  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="goat bench quantised", description=__doc__)
+    llamas = [name for name, config in SHAPES.items() if config.model_type == "llama"]
+    parser.add_argument("--shape", default="llama-2-7b", choices=llamas)
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--sizes", default="4x1024", help="batch x length, comma separated")
+    parser.add_argument("--kinds", default="nf4", help=f"comma separated, of {', '.join(KINDS)}")
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--top-k", type=int, default=2)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--methods", default="floor,lora,goat")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/quantised.json"))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    about = environment(args.device)
+    for kind in args.kinds.split(","):
+        for size in args.sizes.split(","):
+            batch, length = map(int, size.split("x"))
+            rows = [measure(args, kind, method, batch, length) for method in args.methods.split(",")]
+            lora = next((row for row in rows if row["method"] == "lora"), None)
+            for row in rows:
+                for key, name in (
+                    ("step_ms", "over_lora"),
+                    ("waited_ms", "waited_over_lora"),
+                    ("peak_gib", "memory_over_lora"),
+                ):
+                    row[name] = row[key] / lora[key] if lora and row[key] else None
+                memory = f"{row['peak_gib']:6.2f} GiB {row['memory_over_lora'] or 0:6.3f} x" if row["peak_gib"] else ""
+                print(
+                    f"{args.shape} {kind} {size:>9} r={args.rank:<3} {row['method']:6} {row['step_ms']:9.2f} ms {row['over_lora'] or 0:6.3f} x lora"
+                    f"  (waited for {row['waited_ms']:.2f}, {row['waited_over_lora'] or 0:.3f})  {memory}",
+                    flush=True,
+                )
+            append_rows(args.results, [row | about for row in rows])
+
+
+if __name__ == "__main__":
+    main()
