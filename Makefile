@@ -11,7 +11,7 @@ demo: install
 	$(BIN)/goat demo
 
 test: install
-	$(BIN)/pytest -q -n 2 --dist worksteal
+	$(BIN)/pytest -q -n 3 --dist worksteal
 
 # the long ones: a thousand fuzzed files, twenty crashes
 test-slow: install

@@ -46,6 +46,7 @@ def test_a_training_step_of_each_method_in_one_run(tmp_path: Path, capsys: pytes
     assert "x lora" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # its parts run in tests/ops
 def test_decoding(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     options = ["--shape", "smollm2-135m", "--layers", "1", "--batches", "2", "--methods", "lora,goat"]

@@ -50,6 +50,7 @@ def test_no_film_is_in_two_splits() -> None:
     assert set(splits.train["category"]) == {"fresh", "rotten"}
 
 
+@pytest.mark.slow  # the test below does it on the real model
 def test_demo_prints_the_table_and_draws_the_picture(
     classify: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,7 @@ def test_a_service_s_words_are_no_markup(bench: Path, key: str, capsys: pytest.C
     assert json.loads(result.read_text())["judge_info"]["score"] is None
 
 
+@pytest.mark.slow  # test_grading.py continues a judgement in one process
 def test_kill_9_in_the_middle_then_the_same_command(bench: Path, key: str) -> None:
     process: list[subprocess.Popen] = []
 

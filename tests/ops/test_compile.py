@@ -27,7 +27,7 @@ def _llama() -> LlamaForCausalLM:
     )
 
 
-@pytest.mark.parametrize("path", ["torch", "triton"])
+@pytest.mark.parametrize("path", [pytest.param("torch", marks=pytest.mark.slow), "triton"])
 def test_one_graph_and_equal_gradients(path: str, device: str) -> None:
     model = get_peft_model(_llama().to(device), GoatConfig(r=4, num_experts=2, top_k=1)).train()
     torch._dynamo.reset()
