@@ -18,6 +18,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     LlamaConfig,
@@ -220,3 +222,20 @@ def generate(tiny_llama_dir: Path, questions: Path, tmp_path: Path) -> dict[str,
         "evaluation": {"batch_size": 8},
         "output_dir": str(tmp_path / "run"),
     }
+
+
+@pytest.fixture
+def lively_llama(tiny_llama_dir: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """Writes a tiny language model, drawn from a seed, whose texts and likelihoods depend on its prompts."""
+
+    def write(seed: int) -> Path:
+        model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.data.normal_(std=0.5)
+        model.save_pretrained(tmp_path / "base")
+        AutoTokenizer.from_pretrained(tiny_llama_dir).save_pretrained(tmp_path / "base")
+        return tmp_path / "base"
+
+    return write

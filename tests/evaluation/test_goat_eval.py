@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,9 @@ def tasks(questions: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def base(tiny_llama_dir: Path, tmp_path: Path) -> Path:
+def base(lively_llama: Callable[[int], Path]) -> Path:
     """A tiny language model whose texts depend on its prompts."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data.normal_(std=0.5)
-    model.save_pretrained(tmp_path / "base")
-    AutoTokenizer.from_pretrained(tiny_llama_dir).save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
+    return lively_llama(1)
 
 
 def predictions(folder: Path, test: str) -> list[dict[str, Any]]:

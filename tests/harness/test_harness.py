@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -61,16 +62,9 @@ def tasks(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def base(tiny_llama_dir: Path, tmp_path: Path) -> Path:
+def base(lively_llama: Callable[[int], Path]) -> Path:
     """A tiny language model whose likelihoods differ widely between texts."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
-    torch.manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data.normal_(std=0.5)
-    model.save_pretrained(tmp_path / "base")
-    AutoTokenizer.from_pretrained(tiny_llama_dir).save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
+    return lively_llama(3)
 
 
 def main(arguments: list[str]) -> int:

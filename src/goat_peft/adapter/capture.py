@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,13 +38,16 @@ def capture_routing(model: nn.Module, adapter_name: str = "default") -> Iterator
     are equal to the last bits). Padding is recorded too; rows of a mixed batch (`adapter_names`) are taken for `adapter_name` all alike.
     """
     found: dict[str, list[TokenRouting]] = {}
-    handles = [
-        layer.register_forward_pre_hook(partial(_record, adapter_name=adapter_name, found=found))
-        for layer in model.modules()
-        if isinstance(layer, Linear)
-    ]
-    try:
+    with before_each_layer(model, partial(_record, adapter_name=adapter_name, found=found)):
         yield found
+
+
+@contextmanager
+def before_each_layer(model: nn.Module, hook: Callable[[Any, tuple[Any, ...]], None]) -> Iterator[None]:
+    """Inside the context, call `hook(layer, args)` before each forward of each adapted linear."""
+    handles = [layer.register_forward_pre_hook(hook) for layer in model.modules() if isinstance(layer, Linear)]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

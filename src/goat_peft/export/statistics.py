@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import GoatLayer, GoatLinear
-from ..adapter.capture import token_routing
+from ..adapter.capture import before_each_layer, token_routing
 
 
 @dataclass
@@ -40,16 +40,8 @@ class LayerStatistics:
 def collect_statistics(model: nn.Module, adapter_name: str = "default") -> Iterator[dict[str, LayerStatistics]]:
     """Inside the context, add up the statistics of every adapted linear while `model` runs; module name -> sums."""
     found: dict[str, LayerStatistics] = {}
-    handles = [
-        layer.register_forward_pre_hook(partial(_add, adapter_name=adapter_name, found=found))
-        for layer in model.modules()
-        if isinstance(layer, GoatLinear)
-    ]
-    try:
+    with before_each_layer(model, partial(_add, adapter_name=adapter_name, found=found)):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
