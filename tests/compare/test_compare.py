@@ -22,7 +22,9 @@ from goat_peft.compare import compare, load_plan, pool, shipped_plans
 from goat_peft.compare.driver import choose
 from goat_peft.errors import UserError
 from goat_peft.recipes.schema import METHODS
+from goat_peft.reporting.evidence import table
 from goat_peft.reporting.page import write_report
+from goat_peft.reporting.summary import read_summary
 
 
 def run(plan_file: Path, output: Path, overrides: tuple[str, ...] = ()) -> tuple[dict[str, Any], list[str]]:
@@ -163,6 +165,7 @@ def test_ties_take_the_smaller_rate() -> None:
         (("methods=[lorra]",), "did you mean lora"),
         (("seeds=[0, 0]",), "plan.seeds: "),
         (("sedes=[0]",), "did you mean seeds"),
+        (("candidates=[molorra]",), "plan.candidates=molorra: is not among the methods; did you mean molora"),
     ],
 )
 def test_a_plan_that_cannot_work_is_one_line(plan_file: Path, overrides: tuple[str, ...], said: str) -> None:
@@ -259,6 +262,19 @@ def test_a_task_of_its_own_metric_overrides_and_methods(plan_file: Path, tmp_pat
     gaps = [task["rows"][1]["difference"] for task in summary["tasks"]]
     assert overall["still"]["difference"] == pytest.approx(sum(gaps) / 2)
     assert overall["still"]["low"] <= overall["still"]["difference"] <= overall["still"]["high"]
+    ahead, behind = overall["still"]["against"]["lora"], overall["lora"]["against"]["still"]
+    assert ahead == {key: overall["still"][key] for key in ("difference", "low", "high")}
+    assert behind == {
+        "difference": -ahead["difference"],
+        "low": pytest.approx(-ahead["high"]),
+        "high": pytest.approx(-ahead["low"]),
+    }
+    assert overall["molora"]["against"] == {} and set(overall["lora"]["against"]) == {"still"}
+    assert [row["paired_over"] for row in (short["rows"][1], tiny["rows"][1])] == ["seeds and examples", "seeds"]
+    (place,) = summary["run_info"]["ran_on"]
+    assert place["accelerator"] == "cpu" and place["peft-version"]
+    text = table(read_summary(tmp_path / "out" / records.COMPARISON))
+    assert "molora was not to run on short" in text
     with pytest.raises(UserError, match="leaves out the baseline"):
         load_plan(str(plan_file), (f"recipes=[{{recipe: {recipe}, methods: [molora]}}]",))
 

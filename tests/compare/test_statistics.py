@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from goat_peft.compare.statistics import paired_difference, ranks, spread
+from goat_peft.compare.statistics import Floats, average, paired_difference, ranks, resample, spread
 
 
 def test_interval_covers_the_true_difference_about_as_often_as_it_says() -> None:
@@ -47,3 +47,72 @@ def test_one_value_has_no_interval_and_shapes_must_agree() -> None:
 
 def test_ranks_share_ties_and_skip_what_failed() -> None:
     assert ranks([0.5, None, 0.9, 0.5]) == [2.5, None, 1.0, 2.5]
+
+
+def closed_form(gaps: Floats) -> float:
+    """Variance of w' gaps v, where w and v are shares of multinomial redraws of rows and columns: exact, without a draw."""
+    moments = []
+    for count in gaps.shape:
+        covariance = (np.eye(count) - 1 / count) / count**2
+        moments.append(covariance + 1 / count**2)
+    return float(np.trace(moments[0] @ gaps @ moments[1] @ gaps.T) - gaps.mean() ** 2)
+
+
+def scores(generator: np.random.Generator, seeds: int, examples: int) -> Floats:
+    """Right answers of four methods, of which seeds are lucky and examples hard together: (4, seeds, examples)."""
+    skill = np.array([0.6, 0.62, 0.68, 0.7])[:, None, None] + generator.normal(0, 0.05, (4, seeds, 1))
+    return (generator.random((4, seeds, examples)) * 0.5 + generator.random(examples) * 0.5 < skill).astype(float)
+
+
+def test_every_pair_of_an_average_has_the_spread_of_the_closed_form_and_the_interval_of_its_normal() -> None:
+    generator = np.random.default_rng(2)
+    labels = ["a", "b", "c", "d"]
+    tests = [scores(generator, 5, 120), scores(generator, 5, 40)]  # one task of two test sets, the same seeds
+    blocks = [[scores(generator, 5, 200)], [generator.normal(0.7, 0.03, (4, 6, 1))], tests]
+    draw = np.random.default_rng(3)
+    tasks = [resample(labels, block, draw) for block in blocks]
+    suite = average(tasks)
+    for one, other in ((1, 0), (3, 2), (0, 3)):
+        gaps = [[values[one] - values[other] for values in block] for block in blocks]
+        mean = np.mean([np.mean([gap.mean() for gap in task]) for task in gaps])
+        # Of the two test sets side by side, each redrawn on its own: by simulation, one draw at a time.
+        last = []
+        for _ in range(4000):
+            rows = generator.integers(0, 5, 5)
+            last.append(
+                np.mean(
+                    [gap[np.ix_(rows, generator.integers(0, gap.shape[1], gap.shape[1]))].mean() for gap in gaps[2]]
+                )
+            )
+        sd = (closed_form(gaps[0][0]) + closed_form(gaps[1][0]) + float(np.var(last))) ** 0.5 / 3
+        found = suite.difference(labels[one], labels[other])
+        assert found.mean == pytest.approx(mean)
+        assert (suite.draws[:, one] - suite.draws[:, other]).std() == pytest.approx(sd, rel=0.05)
+        assert (found.low, found.high) == pytest.approx((mean - 1.96 * sd, mean + 1.96 * sd), abs=0.2 * sd)
+
+
+def test_a_pair_among_many_has_the_interval_of_the_two_alone() -> None:
+    values = scores(np.random.default_rng(4), 4, 150)
+    found = resample(["a", "b", "c", "d"], [values], np.random.default_rng(5)).difference("d", "a")
+    alone = paired_difference(values[3], values[0])
+    assert found.mean == pytest.approx(alone.mean)
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=0.1 * (alone.high - alone.low))
+
+
+def test_a_method_missing_on_a_task_is_in_no_average() -> None:
+    draw = np.random.default_rng(0)
+    values = scores(draw, 2, 10)
+    tasks = [resample(["a", "b", "c", "d"], [values], draw), resample(["d", "a"], [values[[3, 0]]], draw)]
+    suite = average(tasks)
+    assert suite.labels == ["a", "d"]
+    assert suite.means == pytest.approx(values.mean((1, 2))[[0, 3]])
+    assert average([tasks[0], resample([], [values[:0]], draw)]).labels == []
+
+
+def test_the_tasks_of_an_average_are_redrawn_on_their_own() -> None:
+    gaps = np.array([0.0, 0.1, 0.4, 0.2])
+    values = np.stack([gaps, np.zeros(4)])[:, :, None]
+    draw = np.random.default_rng(0)
+    suite = average([resample(["a", "b"], [values], draw) for _ in range(4)])
+    # The mean of 4 seeds has a variance of var / 4, that of 4 such tasks a fourth of it again: seeds drawn alike for all would leave it whole.
+    assert suite.draws[:, 0].std() == pytest.approx((gaps.var() / 4 / 4) ** 0.5, rel=0.05)

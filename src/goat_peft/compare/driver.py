@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,14 @@ from .. import records
 from ..errors import UserError
 from ..recipes.schema import METHODS
 from ..training import record
+from .measured import Measured, measure, ran_on
 from .plan import MethodPlan, Plan, TaskPlan
 from .pool import Tell, run_all
-from .statistics import Floats, mean_difference, ranks, spread
+from .statistics import Difference, average, ranks, spread
 from .trials import Trial
 
 Cell = tuple[str, str]  # labels of a task and of a method
 Trials = dict[Cell, list[Trial]]
-Pair = tuple[Floats, Floats]  # a method's values and the baseline's
 
 
 def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any]:
@@ -40,12 +39,22 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any
     run_all([trial for trials in final.values() for trial in trials], plan.parallel, tell)
     # What ranks: the runs on test, or on validation at the chosen rate where there are none.
     scored = {key: final[key] or [trial for trial in tuning[key] if trial.rate == chosen[key]] for key in chosen}
-    tasks = [_task(plan, task, tuning, scored, output) for task in plan.recipes]
+    generator = np.random.default_rng(0)
+    measured = [
+        measure({method.label: scored[_key(task, method)] for method in plan.methods_of(task)}, generator)
+        for task in plan.recipes
+    ]
+    tasks = [_task(plan, task, tuning, scored, own, output) for task, own in zip(plan.recipes, measured, strict=True)]
     first = next(trial for trials in [*tuning.values(), *final.values()] for trial in trials)
     summary = {
-        "run_info": {"created_at": record.now(), "command": command, "plan": plan.model_dump(mode="json")},
+        "run_info": {
+            "created_at": record.now(),
+            "command": command,
+            "plan": plan.model_dump(mode="json"),
+            "ran_on": ran_on([trial for trials in [*tuning.values(), *final.values()] for trial in trials]),
+        },
         "tasks": tasks,
-        "overall": _overall(plan, tasks, scored),
+        "overall": _overall(plan, tasks, measured),
         "meta_info": record.meta_info(first.recipe),
     }
     records.write_json(output / records.COMPARISON, summary)
@@ -90,14 +99,17 @@ def _trial(plan: Plan, task: TaskPlan, method: MethodPlan, rate: float, seed: in
     return Trial(task.label, method.label, rate, seed, split, metric, recipe)
 
 
-def _task(plan: Plan, task: TaskPlan, tuning: Trials, scored: Trials, output: Path) -> dict[str, Any]:
-    """One task's rows: sweep, values that rank, statistics against the baseline."""
-    baseline = scored[task.label, plan.baseline]
+def _task(
+    plan: Plan, task: TaskPlan, tuning: Trials, scored: Trials, measured: Measured, output: Path
+) -> dict[str, Any]:
+    """One task's rows: sweep, values that rank, statistics against the baseline (None where either side has no whole set of runs)."""
     rows = []
     for method in plan.methods_of(task):
         key = _key(task, method)
-        difference = _difference(scored[key], baseline, method.label == plan.baseline)
-        rows.append(_row(method, tuning[key], scored[key], output) | difference)
+        known = method.label != plan.baseline and {method.label, plan.baseline} <= set(measured.scores.labels)
+        gap = _difference(measured.scores.difference(method.label, plan.baseline)) if known else _nothing()
+        own = gap | {"paired_over": measured.over if known else None}
+        rows.append(_row(method, tuning[key], scored[key], output) | own)
     for row, rank in zip(rows, ranks([row["mean"] for row in rows]), strict=True):
         row["rank"] = rank
     metric, split = (task.metric, "test") if task.seeds else (task.tuning_metric, "validation")
@@ -138,58 +150,37 @@ def _relative(trial: Trial, output: Path) -> str:
     return trial.path.relative_to(output).as_posix()
 
 
-def _pair(method: list[Trial], baseline: list[Trial]) -> tuple[Pair, str] | None:
-    """Values of both sides by seed, and by example where the metric is a mean over them; None where a run failed."""
-    sides = (method, baseline)
-    values = [[trial.outcome().value for trial in side] for side in sides]
-    if not all(values) or any(value is None for side in values for value in side):
-        return None
-    if method[0].metric == "accuracy":
-        correct = [[trial.correct() for trial in side] for side in sides]
-        if all(row is not None for side in correct for row in side):
-            return (
-                np.array(correct[0], dtype=np.float64),
-                np.array(correct[1], dtype=np.float64),
-            ), "seeds and examples"
-    return (np.array(values[0], dtype=np.float64), np.array(values[1], dtype=np.float64)), "seeds"
+def _nothing() -> dict[str, Any]:
+    return {"difference": None, "low": None, "high": None}
 
 
-def _difference(method: list[Trial], baseline: list[Trial], same: bool) -> dict[str, Any]:
-    """The `difference`, `low`, `high` and `paired_over` of a row; None where either side has no whole set of runs."""
-    paired = None if same else _pair(method, baseline)
-    if paired is None:
-        return {"difference": None, "low": None, "high": None, "paired_over": None}
-    found = mean_difference([paired[0]])
-    return {"difference": found.mean, "low": found.low, "high": found.high, "paired_over": paired[1]}
+def _overall(plan: Plan, tasks: list[dict[str, Any]], measured: list[Measured]) -> list[dict[str, Any]]:
+    """Mean over tasks of each method's metric and rank, and of its difference to the baseline and to every other method.
 
-
-def _overall(plan: Plan, tasks: list[dict[str, Any]], scored: Trials) -> list[dict[str, Any]]:
-    """Mean over tasks of each method's metric and rank, and of its difference to the baseline; None where a task is missing."""
+    A method that is missing on a task has no means, and is in nobody's differences.
+    """
+    if all(row["mean"] is None for task in tasks for row in task["rows"]):
+        raise UserError(f"plan={plan.name}: no run ended well; the first error is: {_first_error(tasks)}")
+    suite = average([task.scores for task in measured])
     rows = []
     for method in plan.methods:
         own = [row for task in tasks for row in task["rows"] if row["label"] == method.label]
-        whole = len(own) == len(tasks) and all(row["mean"] is not None for row in own)
+        whole = method.label in suite.labels
+        others = [label for label in suite.labels if whole and label != method.label]
+        against = {label: _difference(suite.difference(method.label, label)) for label in others}
         rows.append(
             {
                 "label": method.label,
                 "mean": float(np.mean([row["mean"] for row in own])) if whole else None,
                 "mean_rank": float(np.mean([row["rank"] for row in own])) if whole else None,
-                **_gap(
-                    plan, method.label, lambda label: [scored.get((task.label, label), []) for task in plan.recipes]
-                ),
+                **against.get(plan.baseline, _nothing()),
+                "against": against,
             }
         )
-    if all(row["mean"] is None for task in tasks for row in task["rows"]):
-        raise UserError(f"plan={plan.name}: no run ended well; the first error is: {_first_error(tasks)}")
     return rows
 
 
-def _gap(plan: Plan, label: str, runs: Callable[[str], list[list[Trial]]]) -> dict[str, Any]:
-    """The mean over tasks of a method's difference to the baseline, with its interval."""
-    pairs = [_pair(*sides) for sides in zip(runs(label), runs(plan.baseline), strict=True)]
-    if label == plan.baseline or any(pair is None for pair in pairs):
-        return {"difference": None, "low": None, "high": None}
-    found = mean_difference([pair[0] for pair in pairs if pair is not None])
+def _difference(found: Difference) -> dict[str, Any]:
     return {"difference": found.mean, "low": found.low, "high": found.high}
 
 

@@ -100,6 +100,9 @@ class Plan(Strict):
         "accuracy", description="chooses the learning rate and ranks, where a task names no other; larger is better"
     )
     baseline: str = Field(description="label of the method that the others are compared with")
+    candidates: list[str] = Field(
+        [], description="labels whose best average a report sets against the best of the others, and against `full`"
+    )
     parallel: PositiveInt = Field(1, description="runs at a time, as processes of their own when above 1")
 
     @field_validator("seeds", "tuning_seeds")
@@ -116,6 +119,9 @@ class Plan(Strict):
             raise ValueError(f"methods: labels {', '.join(labels)} are not all different; give `label`")
         if self.baseline not in labels:
             raise ValueError(f"baseline={self.baseline}: is not among the methods; {closest(self.baseline, labels)}")
+        stray = [label for label in self.candidates if label not in labels]
+        if stray:
+            raise ValueError(f"candidates={stray[0]}: is not among the methods; {closest(stray[0], labels)}")
         names = [task.label for task in self.recipes]
         if len(set(names)) != len(names):
             raise ValueError(

@@ -60,11 +60,18 @@ class Trial:
             raise UserError(f"metric={self.metric}: {self.task} does not report it; choose from {', '.join(known)}")
         return Outcome(last[name], None, result)
 
-    def correct(self) -> list[bool] | None:
-        """Per example, in the data's order, whether the prediction was correct; None where the task does not say."""
-        lines = (self.path / records.PREDICTIONS).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        return [bool(row["correct"]) for row in rows] if all("correct" in row for row in rows) else None
+    def correct(self) -> list[list[bool]] | None:
+        """Per test set and example, in the data's order, whether the prediction was correct; None where the task does not say."""
+        file = self.path / records.PREDICTIONS
+        files = [file] if file.is_file() else sorted(self.path.glob(f"{records.TESTS}/*/{records.PREDICTIONS}"))
+        found = []
+        for place in files:
+            rows = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+            # Several samples of one problem are no examples of their own.
+            if not rows or any("correct" not in row or row.get("sample") for row in rows):
+                return None
+            found.append([bool(row["correct"]) for row in rows])
+        return found or None
 
 
 @dataclass(frozen=True)

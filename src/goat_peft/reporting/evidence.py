@@ -1,0 +1,221 @@
+"""A comparison as a Markdown table, with what is needed to judge it in the lines above and below."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .summary import Summary
+from .tables import count, percent
+
+_MISSING = "-"
+
+
+def table(summary: Summary, place: Path | None = None) -> str:
+    """Caption, table and notes of one comparison; links are relative to the folder `place`.
+
+    A method that failed on a task, or did not run there, has no average.
+    """
+    heads = ["method", *(_head(task, summary) for task in summary.tasks)]
+    columns = [summary.labels, *(_scores(summary, task) for task in summary.tasks)]
+    if len(summary.tasks) > 1:
+        heads.append("average")
+        columns.append(_averages(summary))
+    for other in _others(summary):
+        heads.append(f"less {other}")
+        columns.append([gap_text(summary.gap(label, other)) for label in summary.labels])
+    heads += ["trained parameters", "seconds"]
+    columns += [
+        [_parameters(summary, label) for label in summary.labels],
+        [_seconds(summary, x) for x in summary.labels],
+    ]
+    lines = [
+        "| " + " | ".join(heads) + " |",
+        "|---" + "|---:" * (len(heads) - 1) + "|",
+        *("| " + " | ".join(cells) + " |" for cells in zip(*columns, strict=True)),
+    ]
+    below = [*_candidates(summary), *_missing(summary), _origin(summary, place)]
+    return "\n".join([_caption(summary), "", *lines, "", "\n\n".join(below)])
+
+
+def gap_text(gap: dict[str, Any] | None) -> str:
+    """A difference in points with its interval, such as `+0.62 (+0.03 to +1.21)`."""
+    if gap is None:
+        return _MISSING
+    interval = "" if gap["low"] is None else f" ({100 * gap['low']:+.2f} to {100 * gap['high']:+.2f})"
+    return f"{100 * gap['difference']:+.2f}{interval}"
+
+
+def rate_text(rate: float) -> str:
+    """A learning rate such as `1e-4` or `2.5e-5`."""
+    mantissa, exponent = f"{rate:.6e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _others(summary: Summary) -> list[str]:
+    """Whom the columns of differences are taken to."""
+    full = [summary.full] if summary.full is not None and summary.has_pairs else []
+    return [summary.baseline, *full]
+
+
+def _head(task: dict[str, Any], summary: Summary) -> str:
+    mixed = f", {task['split']}" if len(summary.splits) > 1 else ""
+    return f"{task['name']}<br>{task['metric'].replace('_', ' ')}{mixed}"
+
+
+def _best(shown: list[str | None]) -> list[str | None]:
+    """The figures with the largest in bold; those that read the same share it."""
+    known = [float(text) for text in shown if text is not None]
+    return [f"**{text}**" if text is not None and float(text) == max(known) else text for text in shown]
+
+
+def _scores(summary: Summary, task: dict[str, Any]) -> list[str]:
+    """One task's column: `88.3 ± 0.4`, and the chosen learning rate where there was a choice."""
+    rows = [summary.rows.get((task["name"], label)) for label in summary.labels]
+    means = _best([percent(row["mean"]) if row and row["mean"] is not None else None for row in rows])
+    cells = []
+    for row, mean in zip(rows, means, strict=True):
+        if row is None or mean is None:
+            cells.append(_MISSING if row is None else "failed")
+            continue
+        spread = "" if row["sd"] is None else f" ± {percent(row['sd'])}"
+        cells.append(mean + spread + (f" ({rate_text(row['learning_rate'])})" if summary.chosen else ""))
+    return cells
+
+
+def _averages(summary: Summary) -> list[str]:
+    means = [summary.overall[label]["mean"] for label in summary.labels]
+    return [text or _MISSING for text in _best([None if mean is None else f"{100 * mean:.2f}" for mean in means])]
+
+
+def _parameters(summary: Summary, label: str) -> str:
+    """Trained parameters, from the smallest to the largest of the tasks."""
+    found = [row["parameters"] for (_, own), row in summary.rows.items() if own == label and row["parameters"]]
+    texts = list(dict.fromkeys([count(min(found)), count(max(found))])) if found else [_MISSING]
+    return " to ".join(texts)
+
+
+def _seconds(summary: Summary, label: str) -> str:
+    """Mean training time over tasks, of runs that ended well; none where a task is missing, for then the means are of other work."""
+    rows = [summary.rows.get((task["name"], label)) for task in summary.tasks]
+    times = [row["train_time"] for row in rows if row and row["mean"] is not None]
+    return f"{sum(times) / len(times):.0f}" if len(times) == len(rows) else _MISSING
+
+
+def _caption(summary: Summary) -> str:
+    common = ", ".join(f"{key}={value}" for key, value in summary.plan["common"].items())
+    rates = "each method's learning rate chosen on validation" if summary.chosen else "one learning rate per method"
+    if summary.splits == {"validation"} and summary.chosen:
+        rates = "each method's best learning rate on these same rows, which flatters all of them"
+    parts = [
+        f"**{summary.name}**" + (f" ({common})" if common else ""),
+        f"{' and '.join(sorted(summary.splits))} split, {rates}",
+        "mean ± standard deviation over seeds, x 100" + (" (learning rate)" if summary.chosen else ""),
+        f"differences {'of averages ' if len(summary.tasks) > 1 else ''}in points with 95 % intervals ({_redrawn(summary)})",
+    ]
+    seconds = "seconds of training" + (", mean over tasks" if len(summary.tasks) > 1 else "")
+    return "; ".join([*parts, seconds, "bold: best of its column"]) + "."
+
+
+def _redrawn(summary: Summary) -> str:
+    """What the intervals know of: seeds alone on some tasks, seeds and rows on the others."""
+    by_seed = []
+    for task in summary.tasks:
+        over = {row.get("paired_over") for row in task["rows"]} - {None}
+        if over == {"seeds"}:
+            by_seed.append(task["name"])
+    if len(by_seed) == len(summary.tasks):
+        return "paired bootstrap over seeds"
+    return "paired bootstrap over seeds and rows" + (f", over seeds alone on {', '.join(by_seed)}" if by_seed else "")
+
+
+def _candidates(summary: Summary) -> list[str]:
+    """The best of the plan's candidates against the best of the others and against full fine-tuning."""
+    names = summary.plan.get("candidates") or []
+    means = {label: summary.overall[label]["mean"] for label in summary.labels}
+    known = [label for label in summary.labels if means[label] is not None]
+    ours = [label for label in known if label in names]
+    others = [label for label in known if label not in names and label != summary.full]
+    if not names or not summary.has_pairs:
+        return []
+    if not ours or not others:
+        return [f"Best of {', '.join(names)}: none has an average to compare."]
+    best, rival = (max(group, key=lambda label: means[label]) for group in (ours, others))
+    said = [f"less {rival}, the best of the other adapters: {gap_text(summary.gap(best, rival))}"]
+    if summary.full is not None:
+        said.append(f"less {summary.full}: {gap_text(summary.gap(best, summary.full))}")
+    lines = [f"Best of {', '.join(names)}: {best}, {100 * means[best]:.2f}; {'; '.join(said)}."]
+    if len(ours) + len(others) > 2:
+        lines.append("Both were picked by these averages, which the intervals leave out of account.")
+    absent = [label for label in summary.labels if means[label] is None and label != summary.full]
+    if absent:
+        lines.append(f"Without an average, and so not among them: {', '.join(absent)}.")
+    return [" ".join(lines)]
+
+
+def _missing(summary: Summary) -> list[str]:
+    """Why a cell has no figure."""
+    notes = []
+    for label in summary.labels:
+        for task in summary.tasks:
+            row = summary.rows.get((task["name"], label))
+            if row is None:
+                notes.append(f"{label} was not to run on {task['name']}")
+            elif row["mean"] is None:
+                failed = [trial["error"] for trial in row["test"] or row["sweep"] if trial["value"] is None]
+                what = f"{len(failed)} of {len(row['test'])} runs" if row["test"] else "every learning rate"
+                first = str(failed[0]).replace("`", "'") if failed else "no run"
+                notes.append(f"{label} on {task['name']}: {what} failed (`{first}`)")
+    if summary.full is not None and not summary.has_pairs:
+        notes.append(f"the file is older than differences to {summary.full}: the same `goat compare` adds them")
+    lines = ["Missing: " + "; ".join(notes) + "."] if notes else []
+    tried = [trial["value"] for row in summary.rows.values() for trial in row["sweep"]]
+    if None in tried:
+        lines.append(
+            f"Of {len(tried)} runs that chose learning rates {tried.count(None)} failed; a rate with a failed run was not chosen."
+        )
+    return lines
+
+
+def _origin(summary: Summary, place: Path | None) -> str:
+    """Split, seeds, rates, device, versions and file in one line."""
+    info, meta = summary.data["run_info"], summary.data["meta_info"]
+    system = meta["system_info"]
+    own = {"accelerator": system["accelerator"], **meta["package_info"]}
+    machines = [_machine(found, system["processor"]) for found in info.get("ran_on") or [own]]
+    link = str(summary.path)
+    if place is not None:
+        target = Path(os.path.relpath(summary.path.resolve(), place.resolve())).as_posix()
+        link = f"[{summary.path.name}]({target})"
+    split = " and ".join(sorted(summary.splits)).capitalize()
+    return (
+        f"{split} split; {_seeds(summary)}; learning rates {_rates(summary)}; {' and '.join(dict.fromkeys(machines))}; "
+        f"`{info['command']}`, {info['created_at'][:10]}; every run's figure: {link}."
+    )
+
+
+def _machine(found: dict[str, str | None], processor: str) -> str:
+    device = processor if found["accelerator"] == "cpu" else found["accelerator"]
+    versions = [f"{name} {found.get(f'{name}-version')}" for name in ("goat-peft", "torch", "transformers", "peft")]
+    return f"{device}, {', '.join(versions)}"
+
+
+def _seeds(summary: Summary) -> str:
+    """`seeds 0, 1, 2`, by task where they differ."""
+    found: dict[str, list[str]] = {}
+    for task in summary.tasks:
+        runs: list[dict[str, Any]] = next((row["test"] for row in task["rows"] if row["test"]), [])
+        found.setdefault(", ".join(str(trial["seed"]) for trial in runs) or "none", []).append(task["name"])
+    if len(found) == 1:
+        return f"seeds {next(iter(found))}"
+    return "seeds " + ", ".join(f"{seeds} ({', '.join(tasks)})" for seeds, tasks in found.items())
+
+
+def _rates(summary: Summary) -> str:
+    """The rates tried; those of the largest group of methods first, the others with their names."""
+    groups: dict[str, list[str]] = {}
+    for method in summary.plan["methods"]:
+        groups.setdefault(", ".join(map(rate_text, method["learning_rates"])), []).append(method["label"])
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    return ", ".join([ordered[0][0], *(f"for {' and '.join(labels)} {rates}" for rates, labels in ordered[1:])])

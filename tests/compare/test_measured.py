@@ -1,0 +1,54 @@
+"""What a task's figures are redrawn over, from what its runs say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from goat_peft.compare.measured import Measured, measure
+
+
+@dataclass
+class Run:
+    """A trial as far as it is looked at."""
+
+    value: float | None
+    right: list[list[bool]] | None = None
+
+    def outcome(self) -> Any:
+        return self
+
+    def correct(self) -> list[list[bool]] | None:
+        return self.right
+
+
+def measured(runs: dict[str, list[Run]]) -> Measured:
+    return measure(runs, np.random.default_rng(0))  # type: ignore[arg-type]
+
+
+def test_a_share_of_right_rows_is_redrawn_by_row_and_another_figure_by_seed() -> None:
+    rows = [[[True, False, True, True]], [[True, True, True, True]]]
+    shares = {"a": [Run(0.75, rows[0]), Run(1.0, rows[1])], "b": [Run(1.0, rows[1]), Run(0.75, rows[0])]}
+    assert measured(shares).over == "seeds and examples"
+    correlations = {"a": [Run(0.6, rows[0]), Run(1.0, rows[1])], "b": [Run(1.0, rows[1]), Run(0.6, rows[0])]}
+    found = measured(correlations)
+    assert found.over == "seeds" and found.scores.means == pytest.approx([0.8, 0.8])
+    assert set(found.scores.draws[:, 0].round(6)) == {0.6, 0.8, 1.0}
+    assert measured({**shares, "c": [Run(0.5), Run(0.5)]}).over == "seeds"  # one that does not say
+    assert measured({**shares, "c": [Run(0.5, [[True, False]])] * 2}).over == "seeds"  # other rows
+
+
+def test_an_average_of_tests_weighs_each_test_alike() -> None:
+    right = [[True, False], [True] * 8]
+    found = measured({"a": [Run(0.75, right)], "b": [Run(0.5, [[False, False], [True] * 8])]})
+    assert found.over == "seeds and examples" and found.scores.means == pytest.approx([0.75, 0.5])
+    assert set(found.scores.draws[:, 0]) == {0.5, 0.75, 1.0}
+
+
+def test_a_method_with_a_failed_run_is_left_out() -> None:
+    found = measured({"a": [Run(0.5), Run(0.6)], "b": [Run(0.5), Run(None)], "c": []})
+    assert found.scores.labels == ["a"]
+    assert measured({"b": [Run(None)]}).scores.labels == []
