@@ -27,6 +27,8 @@ BAD = [
     ("init_weights", "pissa", "goat, principal, minor, random, lora"),
     ("init_weights", None, "goat, principal, minor, random, lora"),
     ("init_weights", ["goat"], "goat, principal, minor, random, lora"),
+    ("init_router", "ones", "kaiming, zero"),
+    ("init_router", "zero", "router='softmax'"),
     ("scaling", "theorem", "paper, lora, rslora or a positive number"),
     ("scaling", 0.0, "positive number"),
     ("scaling", -2, "positive number"),

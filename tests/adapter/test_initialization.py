@@ -183,6 +183,17 @@ def test_router_starts_as_a_linear_without_bias() -> None:
     assert router.var().item() == pytest.approx(1 / (3 * 400), rel=0.1)
 
 
+def test_a_router_from_zero_starts_at_the_base_and_learns() -> None:
+    batch = token_batch()
+    expected = seeded(tiny_llama).eval()(**batch).logits
+    model = adapted(top_k=4, init_router="zero", init_weights="goat")
+    layers = [module for module in model.modules() if isinstance(module, GoatLinear)]
+    assert layers and all(layer.goat_B["default"].norm() > 0 for layer in layers)
+    torch.testing.assert_close(model.eval()(**batch).logits, expected, rtol=0, atol=1e-6)
+    model.train()(**batch).loss.backward()
+    assert all(layer.goat_router["default"].grad.norm() > 0 for layer in layers)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_tensors_are_float32_or_better_whatever_the_base(dtype: torch.dtype) -> None:
     base = nn.Linear(20, 28).to(dtype)

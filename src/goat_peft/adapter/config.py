@@ -17,6 +17,7 @@ from .registration import METHOD, extend_peft_type
 INIT_WEIGHTS = ("goat", "principal", "minor", "random", "lora")
 SCALINGS = ("paper", "lora", "rslora")
 ROUTERS = ("topk", "softmax", "threshold", "top_p")
+ROUTER_STARTS = ("kaiming", "zero")
 FORMAT_VERSION = 1
 
 
@@ -87,6 +88,14 @@ class GoatConfig(PeftConfig):
             "help": "How experts start. 'goat' (or True): expert j takes d singular triplets from (j-1) * floor(min(m, n) / E), s B_j A_j = (1/rho) U' S' V'^T, "
             "with the residual of Theorem 3.4. 'principal', 'minor', 'random': other segments, same scale and residual. 'lora': Kaiming A, zero B, "
             "no residual, the initial model equals the base. False: random A and B, for tests. Start with 'goat'."
+        },
+    )
+    init_router: Literal["kaiming", "zero"] = field(
+        default="kaiming",
+        metadata={
+            "help": "How the router starts. 'kaiming': at random, as nn.Linear does. 'zero': every token weighs all experts alike, w_i = 1/E, so that the "
+            "residual cancels the experts' start token by token, and the initial output is the base's, not only in expectation; needs every expert "
+            "active, as with router='softmax'. Start with 'kaiming'."
         },
     )
     scaling: float | Literal["paper", "lora", "rslora"] = field(
@@ -276,6 +285,12 @@ class GoatConfig(PeftConfig):
             self.router != "topk" or self.top_k <= self.num_experts - self.shared_experts,
             "top_k",
             f"must be at most the {self.num_experts - self.shared_experts} experts that are not shared",
+        )
+        one_of("init_router", ROUTER_STARTS)
+        need(
+            self.init_router == "kaiming" or self.active_experts == self.routed_experts,
+            "init_router",
+            f"where router={self.router!r} takes some of the experts, equal logits would always take the same; set router='softmax'",
         )
         one_of("expert_scaling", ("uniform", "singular"))
         one_of("router_aux_loss_reduction", ("mean", "sum"))

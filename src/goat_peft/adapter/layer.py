@@ -117,7 +117,10 @@ class GoatLayer(BaseTunerLayer):
             self._set_factors(adapter_name, drawn)
         elif computes:
             self._set_factors(adapter_name, cached_factors(weight, config, target.dtype))
-        nn.init.kaiming_uniform_(self.goat_router[adapter_name], a=5**0.5)  # as nn.Linear starts
+        if config.init_router == "zero":
+            nn.init.zeros_(self.goat_router[adapter_name])
+        else:
+            nn.init.kaiming_uniform_(self.goat_router[adapter_name], a=5**0.5)  # as nn.Linear starts
         if adapter_name in self.goat_threshold:
             bound = self.in_features**-0.5  # likewise
             nn.init.uniform_(self.goat_threshold[adapter_name], -bound, bound)

@@ -287,12 +287,22 @@ def _add_up(
     found = []
     for (adapter, top_k), handed in records.items():
         rows = [_used(layers, row, unfetched) for layers, row in handed]
-        device = rows[0][1].device  # layers may live on several devices
-        for shape in dict.fromkeys(row.shape[1:] for _, row in rows):
-            same = [(layers, row.to(device)) for layers, row in rows if row.shape[1:] == shape]
+        for same in _of_one_shape(rows):
+            device = same[0][1].device  # layers may live on several devices
             names = tuple(name for layers, _ in same for name in layers)
-            found.append(_Totals(adapter, top_k, names, torch.cat([row for _, row in same]).sum(1)))
+            found.append(_Totals(adapter, top_k, names, torch.cat([row.to(device) for _, row in same]).sum(1)))
     return found
+
+
+def _of_one_shape(rows: list[tuple[tuple[str, ...], Tensor]]) -> list[list[tuple[tuple[str, ...], Tensor]]]:
+    """The rows in groups of equal `shape[1:]`. Shapes are compared, never hashed: a hash would tie a compiled graph to one number of tokens."""
+    groups: list[list[tuple[tuple[str, ...], Tensor]]] = []
+    for layers, row in rows:
+        group = next((group for group in groups if group[0][1].shape[1:] == row.shape[1:]), None)
+        if group is None:
+            groups.append(group := [])
+        group.append((layers, row))
+    return groups
 
 
 def _used(layers: tuple[str, ...], row: Tensor, unfetched: set[str]) -> tuple[tuple[str, ...], Tensor]:

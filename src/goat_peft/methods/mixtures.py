@@ -23,8 +23,8 @@ class MixtureOptions(MethodOptions):
     starting_preset: ClassVar[str | None] = None
     own: ClassVar[frozenset[str]] = frozenset(
         {
-            "name", "preset", "router", "top_p", "shared_A", "shared_experts", "init_weights", "scaling", "eta", "rho",
-            "expert_scaling", "router_aux_loss_coef", "router_aux_loss_reduction",
+            "name", "preset", "router", "top_p", "shared_A", "shared_experts", "init_weights", "init_router", "scaling",
+            "eta", "rho", "expert_scaling", "router_aux_loss_coef", "router_aux_loss_reduction",
         }
     )  # fmt: skip
 
@@ -36,6 +36,7 @@ class MixtureOptions(MethodOptions):
     shared_A: bool = Field(False, description="one A for all experts")
     shared_experts: int = Field(0, description="experts that serve every token")
     init_weights: str | bool = Field("goat", description="goat, principal, minor, random or lora")
+    init_router: str = Field("kaiming", description="kaiming or zero")
     scaling: float | str = Field("paper", description="paper, lora, rslora or a number")
     eta: float = Field(1.0, description="learning rate of full fine-tuning over this run's")
     rho: float = Field(10.0, description="how much smaller than the weight's the initial factors are")
