@@ -184,6 +184,11 @@ class Training(Strict):
     learning_rate: PositiveFloat | dict[str, PositiveFloat] | None = Field(
         None, description="a number, or one per method name (and `other`); the method's default when not given"
     )
+    rates: dict[str, PositiveFloat] = Field(
+        {},
+        description="regular expression of parameter names -> a learning rate of its own, whatever `learning_rate` is; the first that is "
+        "found in a name counts, and comes before `rate_factors`; {classifier: 1e-3} gives a fresh head the same rate under every method",
+    )
     rate_factors: dict[str, PositiveFloat] = Field(
         {},
         description="regular expression of parameter names -> factor of the learning rate, the first that is found in a name "
@@ -208,7 +213,7 @@ class Training(Strict):
         [], description="experiment trackers that get every log; each must be installed"
     )
 
-    @field_validator("rate_factors")
+    @field_validator("rates", "rate_factors")
     @classmethod
     def _patterns_compile(cls, factors: dict[str, float]) -> dict[str, float]:
         for pattern in factors:

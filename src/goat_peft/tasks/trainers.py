@@ -47,11 +47,12 @@ class BalanceLog:
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
 
-class RateFactors:
-    """Mix-in for a Trainer: parameters whose names hold a pattern of `rate_factors` learn that many times faster."""
+class OwnRates:
+    """Mix-in for a Trainer: parameters whose names hold a pattern of `rates` learn at that rate, those of `rate_factors` that many times faster."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.rates: dict[str, float] = {}
         self.rate_factors: dict[str, float] = {}
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -60,27 +61,35 @@ class RateFactors:
         Raises `UserError` for a pattern that finds no trained parameter.
         """
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
-        factors: dict[int, float] = {}
-        for pattern, factor in self.rate_factors.items():
-            found = [p for name, p in trained.items() if re.search(pattern, name)]
-            if not found:
-                raise UserError(
-                    f"training.rate_factors.{pattern}: no trained parameter has such a name; names are like {', '.join(list(trained)[:3])}"
-                )
-            for parameter in found:
-                factors.setdefault(id(parameter), factor)
+        fixed, factors = self._found("rates"), self._found("rate_factors")
         for group in list(optimizer.param_groups):
-            for factor in sorted({factors[id(p)] for p in group["params"] if id(p) in factors}):
-                own = [p for p in group["params"] if factors.get(id(p)) == factor]
-                group["params"] = [p for p in group["params"] if factors.get(id(p)) != factor]
-                settings = {key: value for key, value in group.items() if key != "params"}
-                optimizer.add_param_group(settings | {"params": own, "lr": group["lr"] * factor})
+            by_rate: dict[float, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                rate = fixed.get(id(parameter), group["lr"] * factors.get(id(parameter), 1.0))
+                by_rate.setdefault(rate, []).append(parameter)
+            settings = {key: value for key, value in group.items() if key not in ("params", "lr")}
+            group["params"] = by_rate.pop(group["lr"], [])
+            for rate, parameters in sorted(by_rate.items()):
+                optimizer.add_param_group(settings | {"params": parameters, "lr": rate})
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
+    def _found(self, field: str) -> dict[int, float]:
+        """The value of the first pattern of `field` that each trained parameter's name holds, by the parameter's id."""
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
+        values: dict[int, float] = {}
+        for pattern, value in getattr(self, field).items():
+            found = [p for name, p in trained.items() if re.search(pattern, name)]
+            if not found:
+                raise UserError(
+                    f"training.{field}.{pattern}: no trained parameter has such a name; names are like {', '.join(list(trained)[:3])}"
+                )
+            for parameter in found:
+                values.setdefault(id(parameter), value)
+        return values
 
-class ClassificationTrainer(RateFactors, BalanceLog, Trainer):
+
+class ClassificationTrainer(OwnRates, BalanceLog, Trainer):
     """Trainer for heads whose loss ignores `num_items_in_batch`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -88,7 +97,7 @@ class ClassificationTrainer(RateFactors, BalanceLog, Trainer):
         self.model_accepts_loss_kwargs = False
 
 
-class GenerationTrainer(RateFactors, BalanceLog, SFTTrainer):
+class GenerationTrainer(OwnRates, BalanceLog, SFTTrainer):
     """SFTTrainer with the experts' figures in its log."""
 
 

@@ -258,6 +258,7 @@ class _Session:
                 self.collapsed,
             ],
         )
+        trainer.rates = self.recipe.training.rates  # type: ignore[attr-defined]
         trainer.rate_factors = self.recipe.training.rate_factors  # type: ignore[attr-defined]
         trainer.remove_callback(PrinterCallback)
         for callback in self.trackers.callbacks:
