@@ -27,7 +27,7 @@ RANK, ROWS = 8, 256
 TASKS = {
     "mrpc": ("minilm", "glue/mrpc/train.jsonl.gz", "{sentence1} {sentence2}", 32),
     "cola": ("minilm", "glue/cola/train.jsonl.gz", "{sentence}", 32),
-    "mawps": ("smollm2", "math/mawps/train.jsonl.gz", "{question}\n#### {answer:g}", 16),
+    "mawps": ("smollm2", "math/mawps/train.jsonl.gz", "{question}\n#### {answer}", 16),
 }
 
 

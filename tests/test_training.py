@@ -288,6 +288,13 @@ def test_every_method_starts_from_the_same_untrained_model(classify: dict, tmp_p
     assert len(found) == 1
 
 
+def test_parameters_with_a_rate_of_their_own(classify: dict) -> None:
+    run = train(checked(classify, training__rates={"lora_": 1e-12}))
+    found = {name: tensor.abs().max().item() for name, tensor in saved_tensors(run.path).items()}
+    assert max(value for name, value in found.items() if "lora_B" in name) < 1e-9  # B starts at zero
+    assert run.result["train_info"]["metrics"][-1]["step"] > 0
+
+
 def test_a_loss_that_is_no_number_stops_the_run_with_the_step(classify: dict) -> None:
     with pytest.raises(UserError, match=r"training.learning_rate=1e\+30: the loss is .* at step \d"):
         train(checked(classify, method="full", training__learning_rate=1e30, training__max_grad_norm=0))

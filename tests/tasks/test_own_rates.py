@@ -31,6 +31,7 @@ def _rates(trainer: ClassificationTrainer) -> dict[str, tuple[float, float]]:
     """Learning rate and weight decay of each parameter, by name."""
     names = {id(p): name for name, p in trainer.model.named_parameters()}
     optimizer = trainer.create_optimizer()
+    assert trainer.create_optimizer() is optimizer  # asked twice, as DeepSpeed's set-up does
     assert isinstance(optimizer, torch.optim.AdamW)
     return {
         names[id(p)]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]

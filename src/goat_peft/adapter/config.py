@@ -93,7 +93,7 @@ class GoatConfig(PeftConfig):
     init_router: Literal["kaiming", "zero"] = field(
         default="kaiming",
         metadata={
-            "help": "How the router starts. 'kaiming': at random, as nn.Linear does. 'zero': every token weighs all experts alike, w_i = 1/E, so that the "
+            "help": "How the router starts. 'kaiming': at random, as nn.Linear does. 'zero': every token weighs all routed experts alike, so that the "
             "residual cancels the experts' start token by token, and the initial output is the base's, not only in expectation; needs every expert "
             "active, as with router='softmax'. Start with 'kaiming'."
         },

@@ -167,7 +167,8 @@ def _settings(config: dict[str, Any], info: dict[str, Any]) -> dict[str, str]:
             f"{method['num_experts']}, {method['top_k']} of them for each token, total rank {method['r']}"
         )
         shown["start"] = (
-            f"init_weights={method['init_weights']}, scaling={method['scaling']}, eta={method['eta']}, rho={method['rho']}"
+            f"init_weights={method['init_weights']}, init_router={method.get('init_router', 'kaiming')}, scaling={method['scaling']}, "
+            f"eta={method['eta']}, rho={method['rho']}"
         )
         shown["balance loss"] = f"{method['router_aux_loss_coef']}"
     elif "r" in method:

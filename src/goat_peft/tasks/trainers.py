@@ -60,7 +60,10 @@ class OwnRates:
 
         Raises `UserError` for a pattern that finds no trained parameter.
         """
+        made_before = self.optimizer is not None  # type: ignore[attr-defined]
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        if made_before:  # DeepSpeed's set-up asks twice
+            return optimizer
         fixed, factors = self._found("rates"), self._found("rate_factors")
         for group in list(optimizer.param_groups):
             by_rate: dict[float, list[nn.Parameter]] = {}
