@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, set_seed
 from transformers.utils import import_utils
 
 from goat_peft import recipes
@@ -30,6 +32,7 @@ from goat_peft.training.run import training_arguments
 sys.path.insert(0, str(Path(__file__).parent))
 from replaying import Tapes
 
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 FIGURES = {"loss", "eval_loss", "grad_norm", "balance_loss", "expert_imbalance", "experts_idle"}
 
 
@@ -85,8 +88,9 @@ def trained(recipe: dict[str, Any], captures: bool = True, shapes: int = capture
     processor = load_processor(checked.model, task)
     model = method.build(load_base(checked.model, task, processor).to(device()), checked.method, task.peft_type)
     arguments = training_arguments(checked, RunFolder(Path(recipe["output_dir"])), True) | {"save_strategy": "no"}
-    rows = task.prepare(task.load().train, processor, "train")
-    trainer = task.trainer(model, arguments, rows, rows.select(range(3)), processor, [])  # scored after each epoch
+    rows = task.load().train
+    scored = task.prepare(rows.select(range(3)), processor, "validation")  # after each epoch
+    trainer = task.trainer(model, arguments, task.prepare(rows, processor, "train"), scored, processor, [])
     if captures:
         trainer.capture_steps(lambda note: None)
     with pytest.MonkeyPatch.context() as patch:
@@ -183,7 +187,46 @@ def test_a_killed_run_resumes(recipe: dict, tapes: Tapes, tmp_path: Path, monkey
         torch.testing.assert_close(tensor, whole[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.fixture
+def pictures(tmp_path: Path) -> dict[str, Any]:
+    """A recipe that tells dark pictures from bright ones, in batches of 6 and a last one of 4."""
+    for index in range(22):
+        place = tmp_path / "data" / "train" / ("bright" if index % 2 else "dark")
+        place.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 100, (32, 32, 3)) + 150 * (index % 2)
+        Image.fromarray(noise.astype(np.uint8)).save(place / f"{index}.png")
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    return {
+        "name": "tiny-pictures",
+        "model": {"name": str(tmp_path / "vit"), "dtype": "float32"},
+        "task": {
+            "type": "image_classification", "data": {"train": {"path": str(tmp_path / "data" / "train")}},
+            "normalization": "half", "image_size": 32, "workers": 0,
+        },
+        "method": {"name": "goat", "r": 8, "num_experts": 4, "top_k": 2, "lora_dropout": 0.0},
+        "training": {"learning_rate": 0.003, "epochs": 3, "batch_size": 6, "logging_steps": 1},
+        "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+
+
+def test_images_too(pictures: dict, tapes: Tapes) -> None:
+    plain, same = trained(pictures, shapes=0), trained(pictures)
+    assert (tapes.captures, tapes.replays, same.notes) == (1, 6, [])
+    assert_alike(plain, same)
+
+
+@on_a_gpu
+def test_images_on_a_gpu(pictures: dict) -> None:
+    """With a worker, whose batches another thread pins while a step is captured."""
+    pictures["task"]["workers"] = 1
+    plain, same = trained(pictures, shapes=0), trained(pictures)
+    assert same.notes == []
+    losses = [[row["loss"] for row in outcome.log if "loss" in row] for outcome in (plain, same)]
+    assert len(losses[0]) == 12 and losses[0] == pytest.approx(losses[1], rel=2e-3)
 
 
 @on_a_gpu

@@ -78,12 +78,12 @@ class CudaGraphs:
 
     def _leave(self, graph: torch.cuda.CUDAGraph) -> None:
         """End what torch leaves open when the device itself refused a capture: allocation into the pool, and the generator's captured offsets."""
+        generator = torch.cuda.default_generators[self.device.index]
+        generator.graphsafe_set_state(generator.clone_state())  # the same seed and offset, outside of any graph
         with suppress(RuntimeError):  # nothing is open
             torch._C._cuda_endAllocateToPool(self.device.index, self._pool)
             torch._C._cuda_releasePool(self.device.index, self._pool)
             _BROKEN.append(graph)
-        generator = torch.cuda.default_generators[self.device.index]
-        generator.graphsafe_set_state(generator.clone_state())  # the same seed and offset, outside of any graph
 
 
 def recorder(device: torch.device) -> Recorder | None:
