@@ -21,7 +21,7 @@ from goat_peft.recipes import Recipe
 from goat_peft.training import checkpoints
 from goat_peft.training.folder import RunFolder, open_folder
 
-NEW_KEYS = {"model": ["quantize"], "training": ["fp16", "rate_factors", "rates"]}  # since version 0.1.0
+NEW_KEYS = {"model": ["quantize"], "training": ["fp16", "rate_factors", "rates", "cuda_graphs"]}  # since version 0.1.0
 
 
 @pytest.fixture

@@ -139,9 +139,22 @@ class RoutingContext:
         forward.totals = _add_up(forward.records, unfetched)
         forward.records = {}
         for total in forward.totals:
-            key = (total.adapter, total.top_k, total.layers)
-            added = total.statistics.detach()
-            self._usage[key] = self._usage[key] + added if key in self._usage else added
+            self._count((total.adapter, total.top_k, total.layers), total.statistics.detach())
+
+    def _count(self, key: tuple[str, int | None, tuple[str, ...]], added: Tensor) -> None:
+        """Add to the usage, in place, so that a CUDA graph captured now goes on counting when it is replayed."""
+        known = self._usage.get(key)
+        if known is None:
+            if added.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "A CUDA graph can be captured once the model has run a few times as it will run in the graph."
+                )
+            with torch.inference_mode(False):  # a tensor of that mode could be written in no other
+                self._usage[key] = added.clone()
+        elif torch.compiler.is_compiling() or known.is_inference():
+            self._usage[key] = known + added
+        else:
+            known.add_(added)
 
     # ---- what a layer asks for ---------------------------------------------------------------------------------------------------------
 
@@ -234,7 +247,7 @@ class RoutingContext:
             self.track_in_eval = before
 
     def usage(self, all_processes: bool = False) -> list[ExpertUsage]:
-        """Usage since the last reset, one row per layer and adapter, in the model's order; of this process, or of all, which then must all ask."""
+        """Usage since the last reset, one row per layer and adapter that saw tokens, in the model's order; of this process, or of all, which then must all ask."""
         found: list[Any] = [{key: stacked.double().cpu() for key, stacked in self._usage.items()}]
         if all_processes and processes() > 1:
             found = found * processes()
@@ -247,11 +260,14 @@ class RoutingContext:
         return [
             _usage_row(layer, adapter, totals[adapter, layer])
             for adapter, layer in sorted(totals, key=lambda k: (k[0], order[k[1]]))
+            if totals[adapter, layer][-1] > 0
         ]
 
     def reset_usage(self) -> None:
         """Forget the usage so far."""
-        self._usage = {}
+        with torch.inference_mode():  # in which every tensor may be written
+            for known in self._usage.values():
+                known.zero_()  # not dropped: captured graphs count there
 
 
 def layer_balance_loss(statistics: Tensor, top_k: int | None) -> Tensor:

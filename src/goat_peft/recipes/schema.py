@@ -205,6 +205,11 @@ class Training(Strict):
     bf16: bool = Field(False, description="bfloat16 autocast")
     fp16: bool = Field(False, description="float16 autocast with a loss scale, for GPUs that lack bfloat16")
     gradient_checkpointing: bool = False
+    cuda_graphs: bool = Field(
+        False,
+        description="forward and backward captured once for each shape of batch and replayed, for small models that wait for the "
+        "host; classification on one CUDA device, elsewhere it changes nothing",
+    )
     group_by_length: bool = Field(True, description="batches of like lengths, so that little is padded")
     seed: NonNegativeInt = 0
     logging_steps: PositiveInt = 10
@@ -229,6 +234,14 @@ class Training(Strict):
             raise ValueError("epochs and max_steps are both given; set one of them to null")
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 are both true; keep bf16 where the GPU has it")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_captured(self) -> Training:
+        if self.cuda_graphs and self.fp16:
+            raise ValueError("cuda_graphs=True: does not go with fp16, whose loss scale changes; use bf16, or neither")
+        if self.cuda_graphs and self.gradient_checkpointing:
+            raise ValueError("cuda_graphs=True: does not go with gradient_checkpointing; set one of them to false")
         return self
 
 
@@ -309,6 +322,18 @@ class Recipe(Strict):
         data = getattr(self.task, "data", None)
         if isinstance(data, Data) and data.train is None:
             raise ValueError("task.data.train=None: the task only tests; give training rows, or `use` another task")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_captured(self) -> Recipe:
+        if self.training.cuda_graphs and not TASKS[self.task.type].task.captures_steps:
+            raise ValueError(
+                f"training.cuda_graphs=True: {self.task.type} waits for the GPU in every step; set it to false, classification can have it"
+            )
+        if self.training.cuda_graphs and self.model.quantize is not None:
+            raise ValueError(
+                f"training.cuda_graphs=True: does not go with model.quantize={self.model.quantize}; set one of them to null or false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -79,6 +79,7 @@ class Task(ABC):
     """
 
     peft_type: ClassVar[TaskType | None]
+    captures_steps: ClassVar[bool] = False  # whether its trainer is one of `CapturedSteps`
 
     def __init__(self, options: Any) -> None:
         self.options = options

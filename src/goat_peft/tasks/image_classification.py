@@ -90,6 +90,7 @@ class ImageClassification(Task):
     """
 
     peft_type: ClassVar[TaskType | None] = None
+    captures_steps: ClassVar[bool] = True
     main_metric = "accuracy"
 
     _names: list[str | int] | None = None

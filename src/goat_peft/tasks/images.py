@@ -8,6 +8,7 @@ Workers hand over bytes (uint8), a quarter of float32; `Preprocessing.normalize`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import datasets
@@ -71,8 +72,14 @@ class Preprocessing:
 
         `(x / 255 - mean) / std`, computed in float32.
         """
-        mean, std = (torch.tensor(values, device=pixels.device) for values in (self.mean, self.std))
+        mean, std = (_on_device(values, pixels.device) for values in (self.mean, self.std))
         return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).to(dtype)
+
+
+@cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """The values as a tensor, copied to the device once: a copy from the host could be captured in no CUDA graph."""
+    return torch.tensor(values, device=device)
 
 
 def named_preprocessing(name: str, size: int) -> Preprocessing:

@@ -71,6 +71,7 @@ class TextClassification(Task):
     """Tokenise, train a classification or regression head, report the figures that the options name."""
 
     peft_type: ClassVar[TaskType] = TaskType.SEQ_CLS
+    captures_steps: ClassVar[bool] = True
 
     @property
     def main_metric(self) -> str:
@@ -119,7 +120,7 @@ class TextClassification(Task):
         callbacks: list[TrainerCallback],
     ) -> Trainer:
         """Build transformers' Trainer with padding to the longest of each batch."""
-        return ClassificationTrainer(
+        return TextTrainer(
             model=model,
             args=TrainingArguments(**arguments),
             train_dataset=train,
@@ -211,6 +212,33 @@ class TextClassification(Task):
                     f"add it, or filter with keep ({closest(str(value), map(str, ids))})"
                 )
         return [ids[value] for value in values]
+
+
+class TextTrainer(ClassificationTrainer):
+    """Trainer that pads to few lengths where steps are captured, as each needs a graph."""
+
+    def capture_steps(self, tell: Callable[[str], None]) -> bool:
+        """As `CapturedSteps` has it."""
+        captures = super().capture_steps(tell)
+        if captures:
+            longest = max(self.train_dataset["length"])  # type: ignore[index]
+            self.data_collator = FewLengths(self.data_collator.tokenizer, longest)  # type: ignore[assignment,union-attr]
+        return captures
+
+
+class FewLengths:
+    """Pads a batch to the next multiple of `MULTIPLE` tokens, but not beyond `longest`, the data's longest text."""
+
+    MULTIPLE = 32
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+        self.tokenizer, self.longest = tokenizer, longest
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad rows of `input_ids` and more; a batch of longer texts than `longest` to its own."""
+        own = max(len(row["input_ids"]) for row in rows)
+        length = max(own, min(math.ceil(own / self.MULTIPLE) * self.MULTIPLE, self.longest))
+        return DataCollatorWithPadding(self.tokenizer, padding="max_length", max_length=length)(rows)
 
 
 def figures(names: list[str], truth: list[Any], guesses: list[Any], labels: list[Any] | None) -> dict[str, float]:

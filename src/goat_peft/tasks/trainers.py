@@ -16,6 +16,7 @@ from transformers import Trainer
 from trl import SFTTrainer
 
 from ..errors import UserError
+from .captured import CapturedSteps
 
 # An expert with less than this part of an even share counts as idle.
 IDLE = 0.1
@@ -32,15 +33,19 @@ class BalanceLog:
         outcome = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         aux = balance_loss(self.accelerator.unwrap_model(model)) if model.training else None  # type: ignore[attr-defined]
         if aux is not None:
-            self.__dict__.setdefault("_balance", []).append(aux)
+            if "_balance" not in self.__dict__:
+                self.__dict__["_balance"] = aux.new_zeros(2)
+            # In place: of what a step does in Python, a replay of its CUDA graph repeats nothing.
+            self.__dict__["_balance"].add_(torch.stack([aux, torch.ones_like(aux)]))
         return outcome
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with what the experts did beside the training loss."""
-        pending = self.__dict__.get("_balance")
-        if pending and "loss" in logs:
-            logs["balance_loss"] = torch.stack(pending).mean().item()
-            pending.clear()
+        seen = self.__dict__.get("_balance")  # the sum of balance losses since the last log, and their number
+        if seen is not None and "loss" in logs and seen[1] > 0:
+            total, count = seen.tolist()
+            logs["balance_loss"] = total / count
+            seen.zero_()
             before, now = self.__dict__.get("_routed", {}), routed(self.accelerator.unwrap_model(self.model))  # type: ignore[attr-defined]
             self.__dict__["_routed"] = now
             logs |= load_figures(since(before, now))
@@ -92,8 +97,8 @@ class OwnRates:
         return values
 
 
-class ClassificationTrainer(OwnRates, BalanceLog, Trainer):
-    """Trainer for heads whose loss ignores `num_items_in_batch`."""
+class ClassificationTrainer(CapturedSteps, OwnRates, BalanceLog, Trainer):
+    """Trainer for heads whose loss ignores `num_items_in_batch`; its steps can be captured."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

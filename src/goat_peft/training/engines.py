@@ -15,6 +15,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from ..adapter.together import whole
 from ..errors import UserError
 from ..recipes.schema import Training
+from ..tasks import processes
 
 
 def shards() -> bool:
@@ -29,6 +30,20 @@ def check_precision(settings: Training) -> None:
     if settings.fp16 and shards():
         raise UserError(
             "training.fp16=True: works in one process and with ddp; with fsdp2, zero2 and zero3 use training.bf16=true"
+        )
+
+
+def check_graphs(settings: Training) -> None:
+    """Raise `UserError` where steps cannot be captured: with several processes, an engine, or several GPUs in one process."""
+    if not settings.cuda_graphs:
+        return
+    if processes.count() > 1 or shards():
+        raise UserError(
+            "training.cuda_graphs=True: works in one process without an engine; set it to false for this launch"
+        )
+    if torch.cuda.device_count() > 1:
+        raise UserError(
+            f"training.cuda_graphs=True: works on one GPU, and this process sees {torch.cuda.device_count()}; choose one, such as CUDA_VISIBLE_DEVICES=0"
         )
 
 

@@ -186,7 +186,7 @@ class _Session:
             memory=record.memory_block(),
             resumed_from=self.checkpoint.name if self.checkpoint else None,
             examples=self.task.train_rows,
-            notes=self.collapsed.notes,
+            notes=[*getattr(trainer, "notes", ()), *self.collapsed.notes],
         )
         if processes.is_main():
             with self.folder.saving(self.method.saves_adapter) as place:
@@ -260,6 +260,8 @@ class _Session:
         )
         trainer.rates = self.recipe.training.rates  # type: ignore[attr-defined]
         trainer.rate_factors = self.recipe.training.rate_factors  # type: ignore[attr-defined]
+        if self.recipe.training.cuda_graphs:
+            trainer.capture_steps(self._tell)  # type: ignore[attr-defined]
         trainer.remove_callback(PrinterCallback)
         for callback in self.trackers.callbacks:
             trainer.add_callback(callback)
@@ -326,6 +328,7 @@ def training_arguments(recipe: Recipe, folder: RunFolder, watch_validation: bool
     """Translate a recipe's `training` and `evaluation` blocks into transformers' `TrainingArguments`."""
     settings, scoring = recipe.training, recipe.evaluation
     engines.check_precision(settings)
+    engines.check_graphs(settings)
     epochs = 3.0 if settings.epochs is None and settings.max_steps is None else settings.epochs
     arguments: dict[str, Any] = {
         "output_dir": str(folder.checkpoints),

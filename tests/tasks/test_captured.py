@@ -1,0 +1,327 @@
+"""Steps that are captured and replayed train as steps do; on the CPU a tape of operators stands in for CUDA graphs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, set_seed
+from transformers.utils import import_utils
+
+from goat_peft import recipes
+from goat_peft.errors import UserError
+from goat_peft.recipes.schema import METHODS
+from goat_peft.tasks import bind, captured, processes
+from goat_peft.tasks.text_classification import FewLengths
+from goat_peft.training import engines, train
+from goat_peft.training import run as run_module
+from goat_peft.training.evaluation import usage_rows
+from goat_peft.training.folder import RunFolder
+from goat_peft.training.loading import device, load_base, load_processor
+from goat_peft.training.run import training_arguments
+
+sys.path.insert(0, str(Path(__file__).parent))
+from replaying import Tapes
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+FIGURES = {"loss", "eval_loss", "grad_norm", "balance_loss", "expert_imbalance", "experts_idle"}
+
+
+@pytest.fixture
+def tapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tapes]:
+    """The stand-in in place of CUDA graphs; transformers is told, as it asks, that a stream is capturing."""
+    found = Tapes()
+    monkeypatch.setattr(captured, "recorder", lambda device: found)
+    monkeypatch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)
+    yield found
+
+
+@pytest.fixture
+def recipe(classify: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """58 training texts, a few of them of more than 32 tokens, in batches of 8: the last has 2."""
+    rows = []
+    for index in range(58):
+        words = "great fun love" if index % 2 else "awful dull hate"
+        text = (
+            f"the film is {words} and so it was"
+            + " very" * (index % 5)
+            + " not a plot" * (10 if index % 16 == 0 else 0)
+        )
+        rows.append({"text": text, "label": "fresh" if index % 2 else "rotten", "film": index})
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    test = write_rows(tmp_path / "test.jsonl", rows[:8])
+    classify["task"] |= {"data": {"train": {"path": path}, "test": {"path": test}}, "max_length": 64}
+    classify["method"] = {"name": "goat", "r": 8, "num_experts": 4, "top_k": 2, "lora_dropout": 0.0}
+    classify["training"] |= {"epochs": 3, "learning_rate": 0.003}
+    return classify
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@dataclass
+class Outcome:
+    log: list[dict[str, float]]
+    weights: dict[str, torch.Tensor]
+    usage: list[dict[str, Any]]
+    notes: list[str]
+
+
+def trained(recipe: dict[str, Any], captures: bool = True, shapes: int = captured.SHAPES, **training: Any) -> Outcome:
+    """What training by the recipe gives; with `shapes=0` of the same batches as captured ones, without any graph."""
+    data = json.loads(json.dumps(recipe))
+    data["training"] |= training
+    checked = recipes.check(data)
+    task, method = bind(checked.task), METHODS[checked.method.name]
+    set_seed(0)
+    processor = load_processor(checked.model, task)
+    model = method.build(load_base(checked.model, task, processor).to(device()), checked.method, task.peft_type)
+    arguments = training_arguments(checked, RunFolder(Path(recipe["output_dir"])), True) | {"save_strategy": "no"}
+    rows = task.load().train
+    scored = task.prepare(rows.select(range(3)), processor, "validation")  # after each epoch
+    trainer = task.trainer(model, arguments, task.prepare(rows, processor, "train"), scored, processor, [])
+    if captures:
+        trainer.capture_steps(lambda note: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(captured, "SHAPES", shapes)
+        trainer.train()
+    log = [{k: v for k, v in row.items() if k in FIGURES} for row in trainer.state.log_history[:-1]]
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return Outcome(log, weights, usage_rows(model), trainer.notes)
+
+
+def assert_alike(one: Outcome, other: Outcome) -> None:
+    """The same log, weights and expert usage."""
+    assert len(one.log) == len(other.log) > 3
+    for a, b in zip(one.log, other.log, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    assert one.weights.keys() == other.weights.keys()
+    for name, tensor in one.weights.items():
+        torch.testing.assert_close(tensor, other.weights[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert len(one.usage) == len(other.usage)
+    for a, b in zip(one.usage, other.usage, strict=True):
+        assert a["layer"] == b["layer"] and a["tokens"] == b["tokens"] > 50
+        assert a["share"] == pytest.approx(b["share"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("accumulation", "replays"), [(1, 8), (3, 6)])
+def test_captured_steps_train_as_others(recipe: dict, tapes: Tapes, accumulation: int, replays: int) -> None:
+    """Two lengths, and last batches of 2 rows that are seen too rarely. With accumulation, replays of both graphs and steps without one add up."""
+    settings = {"gradient_accumulation_steps": accumulation, "epochs": 2}
+    plain = trained(recipe, shapes=0, **settings)
+    assert tapes.captures == 0
+    same = trained(recipe, **settings)
+    assert (tapes.captures, tapes.replays) == (2, replays)
+    assert same.notes == []
+    assert_alike(plain, same)
+    assert len(same.usage) == 13 and all(
+        row["balance_loss"] >= 1 and row["expert_imbalance"] >= 1 for row in same.log if "loss" in row
+    )
+
+
+def test_padding_to_few_lengths_changes_no_loss(recipe: dict, tapes: Tapes) -> None:
+    short, even = trained(recipe, captures=False, epochs=1), trained(recipe, shapes=0, epochs=1)
+    losses = [[row["loss"] for row in outcome.log if "loss" in row] for outcome in (short, even)]
+    assert len(losses[0]) == 8 and losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full", "dora", "adamole", "hydralora"])
+def test_other_methods_too(recipe: dict, tapes: Tapes, method: str) -> None:
+    recipe["method"] = {"name": method} | ({} if method == "full" else {"lora_dropout": 0.0})
+    plain, same = trained(recipe, shapes=0), trained(recipe)
+    assert (tapes.captures, tapes.replays) == (2, 15)
+    assert_alike(plain, same)
+
+
+def test_a_step_that_waits_for_the_device_is_not_captured_and_nothing_is_lost(recipe: dict, tapes: Tapes) -> None:
+    """Dropout on the CPU reads its seed on the host."""
+    recipe["method"]["lora_dropout"] = 0.1
+    plain, same = trained(recipe, shapes=0, epochs=1), trained(recipe, epochs=1)
+    (note,) = same.notes
+    assert note.startswith("training.cuda_graphs=True: the step after step ")
+    assert "not permitted when stream is capturing" in note and note.endswith("training goes on without")
+    assert tapes.captures == tapes.replays == 0
+    assert_alike(plain, same)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes(recipe: dict, tapes: Tapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From step 10, on parameters that are loaded before anything is captured; it ends where the whole run does."""
+    recipe["training"] |= {"cuda_graphs": True, "save_steps": 10}
+
+    class Crash(run_module.Divergence):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 12:
+                raise KeyboardInterrupt
+
+    def weights(place: str, resume: bool = False) -> dict[str, torch.Tensor]:
+        run = train(recipes.check(recipe | {"output_dir": str(tmp_path / place)}), resume=resume)
+        assert (run.result["run_info"]["resumed_from"] == "checkpoint-10") == resume
+        return {
+            k: v
+            for k, v in load_file(run.path / "adapter" / "adapter_model.safetensors").items()
+            if v.is_floating_point()
+        }
+
+    whole = weights("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "Divergence", Crash)
+        with pytest.raises(KeyboardInterrupt):
+            weights("cut")
+    before = tapes.replays
+    resumed = weights("cut", resume=True)
+    assert tapes.replays > before and resumed.keys() == whole.keys()
+    for name, tensor in resumed.items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> dict[str, Any]:
+    """A recipe that tells dark pictures from bright ones, in batches of 6 and a last one of 4."""
+    for index in range(22):
+        place = tmp_path / "data" / "train" / ("bright" if index % 2 else "dark")
+        place.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 100, (32, 32, 3)) + 150 * (index % 2)
+        Image.fromarray(noise.astype(np.uint8)).save(place / f"{index}.png")
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    return {
+        "name": "tiny-pictures",
+        "model": {"name": str(tmp_path / "vit"), "dtype": "float32"},
+        "task": {
+            "type": "image_classification", "data": {"train": {"path": str(tmp_path / "data" / "train")}},
+            "normalization": "half", "image_size": 32, "workers": 0,
+        },
+        "method": {"name": "goat", "r": 8, "num_experts": 4, "top_k": 2, "lora_dropout": 0.0},
+        "training": {"learning_rate": 0.003, "epochs": 3, "batch_size": 6, "logging_steps": 1},
+        "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+
+
+def test_images_too(pictures: dict, tapes: Tapes) -> None:
+    plain, same = trained(pictures, shapes=0), trained(pictures)
+    assert (tapes.captures, tapes.replays, same.notes) == (1, 6, [])
+    assert_alike(plain, same)
+
+
+@on_a_gpu
+def test_images_on_a_gpu(pictures: dict) -> None:
+    """With a worker, whose batches another thread pins while a step is captured."""
+    pictures["task"]["workers"] = 1
+    plain, same = trained(pictures, shapes=0), trained(pictures)
+    assert same.notes == []
+    losses = [[row["loss"] for row in outcome.log if "loss" in row] for outcome in (plain, same)]
+    assert len(losses[0]) == 12 and losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("method", ["goat", "lora", "dora", "adamole", "full"])
+def test_graphs_train_as_steps_do(recipe: dict, method: str, accumulation: int) -> None:
+    if method != "goat":
+        recipe["method"] = {"name": method} | ({} if method == "full" else {"lora_dropout": 0.0})
+    plain = trained(recipe, shapes=0, gradient_accumulation_steps=accumulation)
+    same = trained(recipe, gradient_accumulation_steps=accumulation)
+    assert same.notes == []
+    for a, b in zip(plain.log, same.log, strict=True):
+        for name in a.keys() & {"loss", "eval_loss", "balance_loss"}:
+            assert a[name] == pytest.approx(b[name], rel=2e-3), name
+    assert [row["tokens"] for row in plain.usage] == [row["tokens"] for row in same.usage]
+
+
+@on_a_gpu
+@pytest.mark.parametrize("method", ["goat", "lora", "adamole"])
+def test_every_replay_draws_its_own_dropout(recipe: dict, method: str) -> None:
+    """Without learning, losses of one batch, taken whole, differ by dropout alone; and the draws are those of steps without graphs."""
+    recipe["method"] = {"name": method, "r": 8, "lora_dropout": 0.5}
+    settings = {"learning_rate": 1e-12, "batch_size": 58, "epochs": 12}
+    plain, same = trained(recipe, shapes=0, **settings), trained(recipe, **settings)
+    norms = [[row["grad_norm"] for row in outcome.log if "grad_norm" in row] for outcome in (plain, same)]
+    assert len(set(norms[1])) == 12 and norms[0] == pytest.approx(norms[1], rel=1e-2)
+
+
+@on_a_gpu
+def test_a_capture_that_fails_leaves_the_device_as_it_was(recipe: dict) -> None:
+    """Full-rank experts ask the device which tokens are theirs; after that steps draw, allocate and learn as if nothing had been."""
+    recipe["method"] = {"name": "full-moe", "num_experts": 2, "top_k": 1}
+    plain, same = trained(recipe, shapes=0), trained(recipe)
+    (note,) = same.notes
+    assert "could not be captured" in note
+    losses = [[row["loss"] for row in outcome.log if "loss" in row] for outcome in (plain, same)]
+    assert len(losses[0]) == 24 and losses[0] == pytest.approx(losses[1], rel=2e-3)
+    torch.cuda.empty_cache()
+    torch.rand(8, device="cuda")
+    recipe["method"] = {"name": "lora", "r": 8}
+    assert trained(recipe).notes == []  # and the next run is captured again
+
+
+def test_a_run_tells_what_became_of_it(recipe: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a GPU the field changes nothing."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    recipe["training"] |= {"cuda_graphs": True, "epochs": None, "max_steps": 1}
+    note = "training.cuda_graphs=True: no CUDA device, so steps are not captured"
+    assert note in train(recipes.check(recipe)).result["run_info"]["notes"]
+    assert note in capsys.readouterr().err
+
+
+def test_batches_have_few_lengths(tiny_bert_dir: Path) -> None:
+    pad = FewLengths(AutoTokenizer.from_pretrained(tiny_bert_dir), longest=70)
+    lengths = [
+        pad([{"input_ids": [5] * n, "attention_mask": [1] * n}, {"input_ids": [5], "attention_mask": [1]}])[
+            "input_ids"
+        ].shape[1]
+        for n in (1, 32, 33, 64, 65, 70, 71)
+    ]
+    assert lengths == [32, 32, 64, 64, 70, 70, 71]
+    batch = pad([{"input_ids": [5] * 3, "attention_mask": [1] * 3, "labels": 1}])
+    assert batch["attention_mask"].sum() == 3 and batch["labels"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"training": {"fp16": True}}, "training.cuda_graphs=True: does not go with fp16"),
+        ({"training": {"gradient_checkpointing": True}}, "does not go with gradient_checkpointing"),
+        ({"model": {"quantize": "nf4"}}, "training.cuda_graphs=True: does not go with model.quantize=nf4"),
+    ],
+)
+def test_what_it_does_not_go_with_is_refused(recipe: dict, change: dict, told: str) -> None:
+    recipe["training"]["cuda_graphs"] = True
+    for block, values in change.items():
+        recipe[block] |= values
+    with pytest.raises(UserError, match=told) as error:
+        recipes.check(recipe)
+    assert "\n" not in str(error.value)
+
+
+def test_generation_is_refused(generate: dict) -> None:
+    generate["training"]["cuda_graphs"] = True
+    with pytest.raises(UserError, match="training.cuda_graphs=True: generation waits for the GPU in every step"):
+        recipes.check(generate)
+
+
+@pytest.mark.parametrize(("count", "gpus", "told"), [(2, 1, "works in one process"), (1, 8, "sees 8; choose one")])
+def test_several_processes_or_gpus_are_refused(
+    recipe: dict, monkeypatch: pytest.MonkeyPatch, count: int, gpus: int, told: str
+) -> None:
+    monkeypatch.setattr(processes, "count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    recipe["training"]["cuda_graphs"] = True
+    with pytest.raises(UserError, match=f"training.cuda_graphs=True: .*{told}"):
+        engines.check_graphs(recipes.check(recipe).training)
