@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import random
 import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from goat_peft.cli import main
 from goat_peft.errors import UserError
-from goat_peft.reporting import tabled
+from goat_peft.reporting import suite, tabled
 from goat_peft.reporting.evidence import rate_text, table
 from goat_peft.reporting.inserted import parts
 from goat_peft.reporting.summary import read_summary
@@ -29,48 +30,62 @@ def gap(difference: float | None, low: float | None = None, high: float | None =
     return {"difference": difference, "low": low, "high": high}
 
 
-def made_up() -> dict[str, Any]:
+WIDTHS = {  # how far an interval reaches below and above the difference of two averages; a point where nothing is said
+    ("full", "lora"): (0.03, 0.03),
+    ("full", "goat"): (0.025, 0.025),
+    ("goat", "lora"): (0.015, 0.015),
+}
+
+
+def around(difference: float, below: float = 0.01, above: float = 0.01) -> dict[str, float | None]:
+    return gap(difference, difference - below, difference + above)
+
+
+def made_up(names: tuple[str, ...] = ("rte", "cola")) -> dict[str, Any]:
     """Four methods, two tasks, two seeds, two learning rates."""
+    labels = list(VALUES["rte"])
+    mean = {(t, label): sum(VALUES[t][label]) / 2 for t in names for label in labels}
+    average = {label: sum(mean[t, label] for t in names) / len(names) for label in labels}
 
     def row(task: str, label: str) -> dict[str, Any]:
         first, second = VALUES[task][label]
+        over = "seeds and examples" if task == "rte" else "seeds"
         return {
             "label": label,
             "method": label.removesuffix("-2"),
             "learning_rate": 1e-5 if label == "full" else 2.5e-4,
             "sweep": [],
             "test": [{"seed": 3 + i, "value": v, "error": None} for i, v in enumerate((first, second))],
-            "mean": (first + second) / 2,
+            "mean": mean[task, label],
             "sd": abs(first - second) / 2**0.5,
             "parameters": 22_000_000 if label == "full" else (400_000 if task == "rte" else 1_200_000),
             "train_time": 10.0 if task == "rte" else 31.0,
-            "paired_over": None if label == "lora" else ("seeds and examples" if task == "rte" else "seeds"),
-            **gap(None),
+            "paired_over": None if label == "lora" else over,
+            **(gap(None) if label == "lora" else around(mean[task, label] - mean[task, "lora"])),
         }
 
+    def pair(one: str, other: str) -> dict[str, float | None]:
+        below, above = WIDTHS.get((one, other)) or WIDTHS.get((other, one), (0.01, 0.01))[::-1]
+        return around(average[one] - average[other], below, above)
+
+    metrics = {"rte": "accuracy", "cola": "matthews"}
     tasks = [
-        {"task": t, "name": t, "metric": m, "split": "test", "rows": [row(t, label) for label in VALUES[t]]}
-        for t, m in (("rte", "accuracy"), ("cola", "matthews"))
+        {"name": t, "metric": metrics[t], "split": "test", "freedom": 1, "rows": [row(t, label) for label in labels]}
+        for t in names
     ]
-    against = {
-        "full": {"lora": gap(0.04, 0.01, 0.07), "goat": gap(0.005, -0.02, 0.03)},
-        "lora": {"full": gap(-0.04, -0.07, -0.01), "goat": gap(-0.035, -0.05, -0.02)},
-        "goat": {"lora": gap(0.035, 0.02, 0.05), "full": gap(-0.005, -0.03, 0.02)},
-        "goat-2": {"lora": gap(-0.09, -0.1, -0.08), "full": gap(-0.13, -0.2, -0.1)},
-    }
+    against = {label: {other: pair(label, other) for other in labels if other != label} for label in labels}
     overall = [
         {
             "label": label,
-            "mean": (sum(VALUES["rte"][label]) + sum(VALUES["cola"][label])) / 4,
+            "mean": average[label],
             "mean_rank": 2.0,
             **against[label].get("lora", gap(None)),
             "against": against[label],
         }
-        for label in VALUES["rte"]
+        for label in labels
     ]
     methods = [
-        {"label": label, "learning_rates": [1e-5, 3e-5] if label == "full" else [1e-4, 2.5e-4]}
-        for label in VALUES["rte"]
+        {"label": label, "learning_rates": [1e-5, 3e-5] if label == "full" else [1e-4, 2.5e-4]} for label in labels
     ]
     packages = {f"{name}-version": "1.2" for name in ("goat-peft", "torch", "transformers", "peft")}
     return {
@@ -84,6 +99,14 @@ def made_up() -> dict[str, Any]:
         "overall": overall,
         "meta_info": {"system_info": {"accelerator": "cpu", "processor": "a CPU"}, "package_info": packages},
     }
+
+
+def unranked(data: dict[str, Any], *labels: str) -> None:
+    """Take the averages of methods out, and with them all differences to them."""
+    for row in data["overall"]:
+        if row["label"] in labels:
+            row |= {"mean": None, "mean_rank": None, "against": {}, **gap(None)}
+        row["against"] = {other: found for other, found in row["against"].items() if other not in labels}
 
 
 def stored(data: dict[str, Any], path: Path) -> Path:
@@ -138,7 +161,11 @@ def test_a_table_says_what_was_found(tmp_path: Path) -> None:
         assert said in origin
     assert "goat compare mine" in origin and "mine.json" in origin
     best = next(line for line in text.splitlines() if line.startswith("Best of goat, goat-2: goat, 47.50"))
-    assert "less lora, the best of the other adapters: +3.50 (+2.00 to +5.00); less full: -0.50" in best
+    assert "less lora, the best of the other methods but full: +3.50 (+2.00 to +5.00); less full: -0.50" in best
+    assert best.endswith(
+        "Picked by these averages, which the intervals leave out of account: the best of the candidates."
+    )
+    assert "widened for few seeds by Student's t with 2 degrees of freedom" in caption
 
 
 def test_a_failed_or_missing_run_leaves_no_average(tmp_path: Path) -> None:
@@ -146,15 +173,15 @@ def test_a_failed_or_missing_run_leaves_no_average(tmp_path: Path) -> None:
     rte, cola = data["tasks"]
     failed = next(row for row in rte["rows"] if row["label"] == "goat-2")
     failed["test"][1] |= {"value": None, "error": "the loss is nan"}
-    failed |= {"mean": None, "sd": None}
+    failed |= {"mean": None, "sd": None, **gap(None)}
     cola["rows"][2]["sweep"] = [{"value": 0.3, "error": None}, {"value": None, "error": "the loss is nan"}]
     cola["rows"] = [row for row in cola["rows"] if row["label"] != "full"]
-    for place in (0, 3):
-        data["overall"][place] |= {"mean": None, "mean_rank": None, "against": {}, **gap(None)}
+    unranked(data, "full", "goat-2")
     text = table(read_summary(stored(data, tmp_path / "mine.json")))
     found = cells(text)
     assert found["goat-2"][:5] == ["failed", "20.0 ± 0.0 (2.5e-4)", "-", "-", "-"] and found["goat-2"][-1] == "-"
     assert found["full"][:5] == ["61.0 ± 1.4 (1e-5)", "-", "-", "-", "-"]
+    assert "the best of the other methods but full: +3.50 (+2.00 to +5.00); less full: -." in text
     assert found["goat"][2] == "**47.50**"
     assert "full was not to run on cola; goat-2 on rte: 1 of 2 runs failed (`the loss is nan`)" in text
     assert "not among them: goat-2." in text
@@ -164,7 +191,7 @@ def test_a_failed_or_missing_run_leaves_no_average(tmp_path: Path) -> None:
 def test_a_mean_that_is_not_its_runs_is_refused(tmp_path: Path) -> None:
     data = made_up()
     data["tasks"][0]["rows"][2]["mean"] = 0.7
-    with pytest.raises(UserError, match="goat on rte has mean 0.7, and its runs say 0.63"):
+    with pytest.raises(UserError, match="goat on rte has mean 0.7, and the figures beside it say 0.63"):
         read_summary(stored(data, tmp_path / "mine.json"))
     data = made_up()
     data["overall"][2]["mean"] = 0.7
@@ -177,6 +204,148 @@ def test_a_mean_that_is_not_its_runs_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"file=.*other\.json: .*comparison\.json") as error:
             read_summary(tmp_path / "other.json")
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data["tasks"][0]["rows"][2].update(sd=0.01), "goat on rte has sd 0.01"),
+        (lambda data: data["tasks"][0]["rows"][2].update(around(0.06)), "goat on rte has difference 0.06"),
+        (lambda data: data["tasks"][0]["rows"][2].update(gap(None)), "goat on rte has difference None"),
+        (lambda data: data["tasks"][0]["rows"][1].update(around(0.0)), "lora on rte has difference 0.0"),
+        (lambda data: data["tasks"][1]["rows"][2].update(low=0.03), "goat on cola: low 0.03 and high"),
+        (lambda data: data["overall"][2].update(around(0.04)), "the average of goat has difference 0.04"),
+        (lambda data: data["overall"][2].update(high=0.03), "the average of goat: low 0.02"),
+        (lambda data: data["overall"][2].update(low=None), "the average of goat: low None"),
+        (lambda data: data["overall"][0]["against"].update(goat=around(0.1)), "full against goat has difference 0.1"),
+        (lambda data: data["overall"][0]["against"]["goat"].update(low=0.01), "full against goat: low 0.01"),
+        (lambda data: data["overall"][0]["against"].pop("goat"), "the average of full: against lacks goat"),
+    ],
+)
+def test_a_figure_that_does_not_follow_is_refused_by_file_method_and_field(
+    change: Callable[[dict[str, Any]], object], said: str, tmp_path: Path
+) -> None:
+    data = made_up()
+    change(data)
+    with pytest.raises(UserError) as error:
+        read_summary(stored(data, tmp_path / "mine.json"))
+    assert said in str(error.value) and "mine.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
+    return lambda data: place(data, path[:-1]).pop(path[-1])
+
+
+def put(value: Any, *path: str | int) -> Callable[[dict[str, Any]], None]:
+    return lambda data: place(data, path[:-1]).__setitem__(path[-1], value)
+
+
+def place(data: Any, path: Sequence[str | int]) -> Any:
+    for step in path:
+        data = data[step]
+    return data
+
+
+@pytest.mark.parametrize(
+    ("damage", "field"),
+    [
+        (drop("run_info", "plan", "methods"), "run_info.plan.methods"),
+        (drop("tasks", 0, "rows", 1, "sd"), "tasks.0.rows.1.sd"),
+        (drop("tasks", 0, "rows", 1, "sweep"), "tasks.0.rows.1.sweep"),
+        (drop("tasks", 0, "rows", 1, "train_time"), "tasks.0.rows.1.train_time"),
+        (put(None, "tasks", 0, "rows", 1, "train_time"), "has a mean, and no train_time"),
+        (drop("meta_info", "package_info"), "meta_info.package_info"),
+        (put(None, "run_info", "plan", "common"), "run_info.plan.common"),
+        (put("0.58", "tasks", 0, "rows", 1, "test", 0, "value"), "tasks.0.rows.1.test.0.value"),
+        (put(float("nan"), "tasks", 0, "rows", 1, "mean"), "tasks.0.rows.1.mean"),
+        (put("lora", "tasks", 0, "rows", 0, "label"), "rows: has lora twice"),
+        (put("rte", "tasks", 1, "name"), "tasks: has rte twice"),
+        (put(5, "run_info", "ran_on", 0, "torch-version"), "run_info.ran_on.0.torch-version"),
+        (put("none", "run_info", "plan", "baseline"), "lacks the baseline none"),
+        (drop("overall", 0), "overall: lacks full"),
+    ],
+)
+def test_a_damaged_file_is_one_line_that_names_the_field(
+    damage: Callable[[dict[str, Any]], None], field: str, tmp_path: Path
+) -> None:
+    data = made_up()
+    damage(data)
+    with pytest.raises(UserError) as error:
+        read_summary(stored(data, tmp_path / "mine.json"))
+    assert field in str(error.value) and "mine.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def places(data: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Every place of a file that may be damaged."""
+    keys = data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()
+    for key in keys:
+        yield (*path, key)
+        yield from places(data[key], (*path, key))
+
+
+def test_no_damage_ends_in_a_traceback(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    sound = json.dumps(made_up())
+    refused = 0
+    for _ in range(300):
+        data = json.loads(sound)
+        path = draw.choice(list(places(data)))
+        drop(*path)(data)
+        if draw.random() < 0.7 and isinstance(path[-1], str):
+            put(draw.choice([None, "", "0.5", "a|b", 7, -1.5, 10**400, True, [], {}, [None], {"a": None}]), *path)(data)
+        try:
+            summary = read_summary(stored(data, tmp_path / "mine.json"))
+        except UserError as error:
+            assert str(error).startswith(f"file={tmp_path}/mine.json: ") and "\n" not in str(error)
+            refused += 1
+        else:
+            table(summary), suite.alt([summary])
+    assert refused > 150
+
+
+def test_a_method_that_a_lone_task_leaves_out_has_no_difference(tmp_path: Path) -> None:
+    data = made_up(("rte",))
+    del data["tasks"][0]["rows"][3]
+    unranked(data, "goat-2")
+    assert cells(table(read_summary(stored(data, tmp_path / "mine.json"))))["goat-2"] == ["-"] * 5
+
+
+def test_methods_that_train_every_weight_are_no_rivals_of_candidates(tmp_path: Path) -> None:
+    data = made_up()
+    for task in data["tasks"]:
+        task["rows"][0]["method"] = "full-moe"  # under the label `full`
+    text = table(read_summary(stored(data, tmp_path / "mine.json")))
+    assert "less lora, the best of the other methods but full: +3.50 (+2.00 to +5.00); less full: -0.50" in text
+    data["run_info"]["plan"]["candidates"] = ["full"]
+    text = table(read_summary(stored(data, tmp_path / "mine.json")))
+    assert "Best of full: full, 48.00; less goat, the best of the other methods: +0.50" in text
+
+
+@pytest.mark.parametrize(
+    ("over", "freedom", "said"),
+    [
+        (("examples", "examples"), 0, "bootstrap over rows alone; one seed, whose spread is not known)"),
+        (("seeds", "examples"), 4, "bootstrap over seeds alone, over rows alone on cola; widened"),
+        (("seeds", "seeds"), 4, "bootstrap over seeds alone; widened for few seeds by Student's t with 8 degrees"),
+        (("seeds", "seeds"), None, "over seeds alone; too narrow where seeds are few: the file is older"),
+        (("seeds", None), 0, "differences of averages in points without intervals: nothing can be redrawn on cola;"),
+    ],
+)
+def test_a_caption_says_how_intervals_were_made(
+    over: tuple[str | None, ...], freedom: int | None, said: str, tmp_path: Path
+) -> None:
+    data = made_up()
+    for task, kind in zip(data["tasks"], over, strict=True):
+        task["freedom"] = freedom
+        if freedom is None:
+            del task["freedom"]
+        for row in task["rows"]:
+            row["paired_over"] = None if row["label"] == "lora" else kind
+    if None in over:
+        for row in data["overall"]:
+            for found in [row, *row["against"].values()]:
+                found |= {"low": None, "high": None}
+    assert said in table(read_summary(stored(data, tmp_path / "mine.json"))).splitlines()[0]
 
 
 def test_development_on_validation_rows_says_so_and_so_does_one_rate(tmp_path: Path) -> None:
@@ -204,11 +373,7 @@ def test_files_from_before_the_differences_of_all_pairs_are_read(tmp_path: Path)
 
 def test_tables_on_the_screen_and_in_a_file_with_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (stored(made_up(), tmp_path / "results" / f"{name}.json") for name in ("fixed", "fair"))
-    other = made_up()
-    other["tasks"] = copy.deepcopy(other["tasks"][:1])
-    for row in other["overall"]:
-        row["mean"] = sum(VALUES["rte"][row["label"]]) / 2
-    third = stored(other, tmp_path / "results" / "small.json")
+    third = stored(made_up(("rte",)), tmp_path / "results" / "small.json")
     assert run(str(first), str(second)) == 0
     assert capsys.readouterr().out.count("| goat |") == 2
     assert not list(tmp_path.rglob("*.png"))
@@ -251,9 +416,73 @@ def test_a_page_keeps_its_own_words_and_gets_its_tables_anew(
         assert said in error and error.count("\n") == 1 and page.read_text() == content
 
 
+def test_a_marker_is_a_whole_line_outside_of_code_and_stands_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(stored(made_up(), tmp_path / "mine.json"))
+    page = tmp_path / "page.md"
+    example = (
+        "````md\n```\n<!-- table: mine -->\nstays\n<!-- end -->\n````\n\n    <!-- table: mine -->\n    <!-- end -->\n"
+    )
+    page.write_text(
+        example + "Say <!-- table: mine -->\n\n<!-- table: mine -->\nstale <!-- end -->\n<!-- end -->\nAfter.\n"
+    )
+    assert run(file, "--into", str(page)) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(example + "Say <!-- table: mine -->\n\n<!-- table: mine -->\n\n**mine**")
+    assert text.endswith("\n\n<!-- end -->\nAfter.\n") and "stale" not in text and text.count("**mine**") == 1
+    assert not list(tmp_path.rglob("*.png"))  # the page shows none
+    capsys.readouterr()
+    part = "<!-- table: mine -->\n<!-- end -->\n"
+    picture = "<!-- picture: mine -->\n<!-- end -->\n"
+    for content, said in (
+        (part + part, "has the line <!-- table: mine --> 2 times"),
+        (part + picture + picture, "has the line <!-- picture: mine --> 2 times"),
+        (example, "has no line <!-- table: mine -->"),
+    ):
+        page.write_text(content)
+        assert run(file, "--into", str(page)) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1 and page.read_text() == content
+        assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_picture_has_any_name_of_its_group(tmp_path: Path) -> None:
+    files = [str(stored(made_up(), tmp_path / "results" / f"{name}.json")) for name in ("fixed", "fair")]
+    page = tmp_path / "page.md"
+    tables = "".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("fixed", "fair"))
+    page.write_text(tables + "<!-- picture: fair -->\nold\n<!-- end -->\n")
+    assert run(*files, "--into", str(page)) == 0
+    assert "](fair.png)" in page.read_text(encoding="utf-8") and "\nold\n" not in page.read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["fair.png"]
+
+
+def test_no_source_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    as_page, as_picture = stored(made_up(), tmp_path / "mine.md"), stored(made_up(), tmp_path / "mine.png")
+    plain = stored(made_up(), tmp_path / "plain.json")
+    link = tmp_path / "link.md"
+    link.symlink_to(plain)
+    before = {path: path.read_bytes() for path in (as_page, as_picture, plain)}
+    for source, option, page in (
+        (as_page, "--output", as_page),
+        (as_page, "--into", as_page),
+        (plain, "--output", plain),
+        (plain, "--into", plain),
+        (plain, "--output", link),
+        (as_picture, "--output", tmp_path / "page.md"),
+    ):
+        assert run(str(source), option, str(page)) == 2
+        error = capsys.readouterr().err
+        assert f"{option[2:]}={page}" in error and error.count("\n") == 1
+        assert {path: path.read_bytes() for path in before} == before
+
+
 def test_what_does_not_go_together_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(stored(made_up(), tmp_path / "mine.json"))
     twin = str(stored(made_up(), tmp_path / "deeper" / "mine.json"))
+    latin, folder = tmp_path / "latin.md", tmp_path / "folder.md"
+    latin.write_bytes("<!-- table: mine -->\né\n<!-- end -->\n".encode("latin-1"))
+    folder.mkdir()
     for arguments, said in (
         ((str(tmp_path), file), "is a folder, which is drawn alone"),
         ((str(tmp_path), "--into", "page.md"), "written from files"),
@@ -261,6 +490,12 @@ def test_what_does_not_go_together_is_one_line(tmp_path: Path, capsys: pytest.Ca
         ((file, "--output", "a.md", "--into", "b.md"), "two places"),
         ((file, twin), "is given twice"),
         ((file, "--into", str(tmp_path / "none.md")), "no such page"),
+        ((file, "--into", str(tmp_path)), "no such page"),
+        ((file, "--into", str(latin)), "is no text in UTF-8"),
+        ((file, "--output", "."), "ends in .md"),
+        ((file, "--output", str(tmp_path / "page.html")), "ends in .md"),
+        ((file, "--output", str(folder)), "ends in .md"),
+        ((file, "--output", str(latin / "page.md")), "in which no page can be"),
         ((str(tmp_path / "none.json"),), "no such file or folder"),
     ):
         assert run(*arguments) == 2
