@@ -50,10 +50,10 @@ def test_ranks_share_ties_and_skip_what_failed() -> None:
 
 
 def closed_form(gaps: Floats) -> float:
-    """Variance of w' gaps v, where w and v are shares of multinomial redraws of rows and columns: exact, without a draw."""
+    """Variance of w' gaps v, exact, without a draw: w and v are shares of multinomial redraws of rows and columns, w's covariance made unbiased."""
     moments = []
-    for count in gaps.shape:
-        covariance = (np.eye(count) - 1 / count) / count**2
+    for count, unbiased in zip(gaps.shape, (gaps.shape[0] / (gaps.shape[0] - 1), 1), strict=True):
+        covariance = unbiased * (np.eye(count) - 1 / count) / count**2
         moments.append(covariance + 1 / count**2)
     return float(np.trace(moments[0] @ gaps @ moments[1] @ gaps.T) - gaps.mean() ** 2)
 
@@ -78,17 +78,20 @@ def test_every_pair_of_an_average_has_the_spread_of_the_closed_form_and_the_inte
         # Of the two test sets side by side, each redrawn on its own: by simulation, one draw at a time.
         last = []
         for _ in range(4000):
-            rows = generator.integers(0, 5, 5)
-            last.append(
-                np.mean(
-                    [gap[np.ix_(rows, generator.integers(0, gap.shape[1], gap.shape[1]))].mean() for gap in gaps[2]]
-                )
+            seeds = generator.integers(0, 5, 5)
+            rows = [generator.integers(0, gap.shape[1], gap.shape[1]) for gap in gaps[2]]
+            drawn, still = (
+                np.mean([gap[np.ix_(chosen, own)].mean() for gap, own in zip(gaps[2], rows, strict=True)])
+                for chosen in (seeds, np.arange(5))
             )
+            last.append(still + (5 / 4) ** 0.5 * (drawn - still))
         sd = (closed_form(gaps[0][0]) + closed_form(gaps[1][0]) + float(np.var(last))) ** 0.5 / 3
         found = suite.difference(labels[one], labels[other])
         assert found.mean == pytest.approx(mean)
         assert (suite.draws[:, one] - suite.draws[:, other]).std() == pytest.approx(sd, rel=0.05)
-        assert (found.low, found.high) == pytest.approx((mean - 1.96 * sd, mean + 1.96 * sd), abs=0.2 * sd)
+        assert suite.freedom == 4 + 5 + 4
+        half = 2.160 * sd  # Student's t with 13 degrees of freedom
+        assert (found.low, found.high) == pytest.approx((mean - half, mean + half), abs=0.2 * sd)
 
 
 def test_a_pair_among_many_has_the_interval_of_the_two_alone() -> None:
@@ -115,4 +118,33 @@ def test_the_tasks_of_an_average_are_redrawn_on_their_own() -> None:
     draw = np.random.default_rng(0)
     suite = average([resample(["a", "b"], [values], draw) for _ in range(4)])
     # The mean of 4 seeds has a variance of var / 4, that of 4 such tasks a fourth of it again: seeds drawn alike for all would leave it whole.
-    assert suite.draws[:, 0].std() == pytest.approx((gaps.var() / 4 / 4) ** 0.5, rel=0.05)
+    assert suite.draws[:, 0].std() == pytest.approx((gaps.var(ddof=1) / 4 / 4) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(("seeds", "tasks"), [(5, 1), (3, 1), (5, 4)])
+def test_intervals_over_few_seeds_cover_as_often_as_they_say(seeds: int, tasks: int) -> None:
+    generator = np.random.default_rng(6)
+    labels = [*map(str, range(500)), "zero"]  # 500 trials at once, each a method of no true difference to `zero`
+    hits = []
+    for _ in range(6):
+        blocks = [np.zeros((501, seeds, 1)) for _ in range(tasks)]
+        for block in blocks:
+            block[:-1] = generator.normal(0, 1, (500, seeds, 1))
+        suite = average([resample(labels, [block], generator, draws=400) for block in blocks])
+        found = [suite.difference(label, "zero") for label in labels[:-1]]
+        hits += [gap.low <= 0 <= gap.high for gap in found]
+    assert 0.93 <= np.mean(hits) <= 0.97
+
+
+def test_an_average_with_a_task_that_cannot_be_redrawn_has_no_interval() -> None:
+    draw = np.random.default_rng(0)
+    labels = ["a", "b", "c", "d"]
+    known, lone = (resample(labels, [draw.normal(0, 1, (4, seeds, 1))], draw) for seeds in (5, 1))
+    assert known.difference("a", "b").low is not None
+    assert average([known, lone]).difference("a", "b").low is None
+
+
+def test_one_seed_has_the_interval_of_its_examples_unstretched() -> None:
+    values = scores(np.random.default_rng(7), 1, 200)
+    found, gaps = paired_difference(values[3], values[0]), (values[3] - values[0])[0]
+    assert found.high - found.low == pytest.approx(2 * 1.96 * gaps.std() / 200**0.5, rel=0.05)

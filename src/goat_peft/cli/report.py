@@ -20,7 +20,9 @@ def report(
     alignment: Annotated[
         Path | None, typer.Option(help="alignment.json for a folder; the folder's own when not given")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Markdown page to write from files, a picture beside it")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Markdown page (.md) to write from files, a picture beside it")
+    ] = None,
     into: Annotated[
         Path | None,
         typer.Option(

@@ -113,7 +113,8 @@ def _task(
     for row, rank in zip(rows, ranks([row["mean"] for row in rows]), strict=True):
         row["rank"] = rank
     metric, split = (task.metric, "test") if task.seeds else (task.tuning_metric, "validation")
-    return {"task": task.recipe, "name": task.label, "metric": metric, "split": split, "rows": rows}
+    about = {"task": task.recipe, "name": task.label, "metric": metric, "split": split}
+    return about | {"freedom": measured.scores.freedom, "rows": rows}
 
 
 def _row(method: MethodPlan, tuning: list[Trial], scored: list[Trial], output: Path) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from .trials import Trial
 
 @dataclass(frozen=True)
 class Measured:
-    """The methods of a task whose every run ended well, and what their values were redrawn over."""
+    """The methods of a task whose every run ended well, and what their values were redrawn over (None where nothing can be)."""
 
     scores: Resampled
-    over: str
+    over: str | None
 
 
 def measure(trials: dict[str, list[Trial]], generator: np.random.Generator) -> Measured:
@@ -28,11 +28,10 @@ def measure(trials: dict[str, list[Trial]], generator: np.random.Generator) -> M
     whole = [label for label, found in values.items() if found and None not in found]
     by_seed = np.array([values[label] for label in whole], dtype=np.float64)
     if not whole:
-        return Measured(nothing(), "seeds")
+        return Measured(nothing(), None)
     blocks = _examples([trials[label] for label in whole], by_seed)
-    return Measured(
-        resample(whole, blocks or [by_seed[:, :, None]], generator), "seeds and examples" if blocks else "seeds"
-    )
+    over = [*(["seeds"] if by_seed.shape[1] > 1 else []), *(["examples"] if blocks else [])]
+    return Measured(resample(whole, blocks or [by_seed[:, :, None]], generator), " and ".join(over) or None)
 
 
 def _examples(runs: list[list[Trial]], values: Floats) -> list[Floats] | None:

@@ -101,7 +101,8 @@ class Plan(Strict):
     )
     baseline: str = Field(description="label of the method that the others are compared with")
     candidates: list[str] = Field(
-        [], description="labels whose best average a report sets against the best of the others, and against `full`"
+        [],
+        description="labels whose best average tables from files set against the best of the others, and against `full`",
     )
     parallel: PositiveInt = Field(1, description="runs at a time, as processes of their own when above 1")
 

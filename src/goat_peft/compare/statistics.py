@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
+from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 _DRAWS = 10_000
@@ -15,7 +16,7 @@ _CHUNK = 250  # draws at a time; bounds memory to a few times chunk x examples
 
 @dataclass(frozen=True)
 class Difference:
-    """A method's metric less another's: the mean, and the 95 % percentile interval of the paired bootstrap (None without one)."""
+    """A method's metric less another's: the mean, and the 95 % interval of the paired bootstrap (None without one)."""
 
     mean: float
     low: float | None
@@ -32,17 +33,27 @@ class Resampled:
     labels: list[str]
     means: Floats  # (methods,)
     draws: Floats  # (draws, methods)
-    varies: bool  # False where every method has one value alone, of which nothing can be redrawn
+    varies: bool  # False where a value, or one of those averaged, stands alone: nothing of it can be redrawn
+    freedom: int  # degrees of freedom that the seeds leave; 0 where there is one seed, whose spread is not known
 
     def difference(self, method: str, other: str, confidence: float = 0.95) -> Difference:
-        """`method` less `other`, with its interval; raise `ValueError` for a label that is not there."""
+        """`method` less `other`, with its interval; raise `ValueError` for a label that is not there.
+
+        The interval is the draws' quantiles, their distances from the mean times `t / z`: the quantile of Student's t with `freedom` degrees over
+        that of the normal, because a few seeds know their own spread badly. With one seed nothing is stretched: the interval is that of the
+        examples alone.
+        """
         here, there = self.labels.index(method), self.labels.index(other)
         mean = float(self.means[here] - self.means[there])
         if not self.varies:
             return Difference(mean, None, None)
         gaps = self.draws[:, here] - self.draws[:, there]
         low, high = np.quantile(gaps, [(1 - confidence) / 2, (1 + confidence) / 2])
-        return Difference(mean, float(low), float(high))
+        stretch = self._stretch((1 + confidence) / 2)
+        return Difference(mean, mean + stretch * float(low - mean), mean + stretch * float(high - mean))
+
+    def _stretch(self, level: float) -> float:
+        return float(student.ppf(level, self.freedom) / norm.ppf(level)) if self.freedom else 1.0
 
 
 def resample(labels: list[str], blocks: list[Floats], generator: np.random.Generator, draws: int = _DRAWS) -> Resampled:
@@ -54,13 +65,14 @@ def resample(labels: list[str], blocks: list[Floats], generator: np.random.Gener
         generator: drawn from; the same one for all tasks of an average, or their redraws would not be independent.
 
     Seeds and examples are drawn with replacement, seeds for all blocks at once, so that what makes a seed lucky or an example hard cancels in a
-    difference. Two or three seeds give a rough interval: it cannot show spread that so few runs do not have.
+    difference. The variance of a plain bootstrap over n seeds is short by (n - 1) / n, so the deviations of the seeds' weights from 1 / n are
+    scaled by sqrt(n / (n - 1)): a draw may weigh a seed below 0, and lie outside the values.
     """
     methods, seeds = blocks[0].shape[:2]
     found = []
     for start in range(0, draws, _CHUNK):
         size = min(_CHUNK, draws - start)
-        by_seed = _weights(seeds, size, generator)
+        by_seed = _unbiased(_weights(seeds, size, generator))
         total = np.zeros((size, methods, seeds))
         for block in blocks:
             examples = block.shape[2]
@@ -68,13 +80,16 @@ def resample(labels: list[str], blocks: list[Floats], generator: np.random.Gener
             total += (by_example @ block.reshape(-1, examples).T).reshape(size, methods, seeds)
         found.append(np.einsum("dms,ds->dm", total, by_seed) / len(blocks))
     means = np.mean([block.mean((1, 2)) for block in blocks], axis=0)
-    return Resampled(labels, means, np.concatenate(found), any(block.shape[1:] != (1, 1) for block in blocks))
+    varies = all(block.shape[1:] != (1, 1) for block in blocks)
+    return Resampled(labels, means, np.concatenate(found), varies, seeds - 1)
 
 
 def average(tasks: list[Resampled]) -> Resampled:
     """The mean over tasks, for the methods that every task has; each task is redrawn on its own.
 
-    The tasks themselves stay, so that an interval speaks of these tasks alone.
+    The tasks themselves stay, so that an interval speaks of these tasks alone. A task that cannot be redrawn leaves no interval: one of the others
+    would hide its spread. The degrees of freedom are the sum over tasks, which supposes that seeds spread alike on all of them; where one task's
+    seeds spread far more than the others', the interval is too narrow.
     """
     labels = [label for label in tasks[0].labels if all(label in task.labels for task in tasks)]
     if not labels:
@@ -84,13 +99,14 @@ def average(tasks: list[Resampled]) -> Resampled:
         labels,
         np.mean([task.means[place] for task, place in zip(tasks, places, strict=True)], axis=0),
         np.mean([task.draws[:, place] for task, place in zip(tasks, places, strict=True)], axis=0),
-        any(task.varies for task in tasks),
+        all(task.varies for task in tasks),
+        sum(task.freedom for task in tasks),
     )
 
 
 def nothing() -> Resampled:
     """What is known of no methods at all."""
-    return Resampled([], np.zeros(0), np.zeros((0, 0)), False)
+    return Resampled([], np.zeros(0), np.zeros((0, 0)), False, 0)
 
 
 def paired_difference(
@@ -114,6 +130,12 @@ def _weights(count: int, draws: int, generator: np.random.Generator) -> Floats:
     # Counting drawn places is several times faster than NumPy's multinomial, and the same distribution.
     places = generator.integers(0, count, (draws, count)) + np.arange(draws)[:, None] * count
     return np.bincount(places.ravel(), minlength=draws * count).reshape(draws, count) / count
+
+
+def _unbiased(weights: Floats) -> Floats:
+    """Shares (draws, count) with their deviations from an even share scaled, so that a weighted mean varies by s^2 / count; one thing stays as it is."""
+    count = weights.shape[1]
+    return 1 / count + (weights - 1 / count) * (count / (count - 1)) ** 0.5 if count > 1 else weights
 
 
 def spread(values: list[float]) -> float | None:

@@ -112,43 +112,67 @@ def _caption(summary: Summary) -> str:
         f"**{summary.name}**" + (f" ({common})" if common else ""),
         f"{' and '.join(sorted(summary.splits))} split, {rates}",
         "mean ± standard deviation over seeds, x 100" + (" (learning rate)" if summary.chosen else ""),
-        f"differences {'of averages ' if len(summary.tasks) > 1 else ''}in points with 95 % intervals ({_redrawn(summary)})",
+        f"differences {'of averages ' if len(summary.tasks) > 1 else ''}in points {_intervals(summary)}",
     ]
     seconds = "seconds of training" + (", mean over tasks" if len(summary.tasks) > 1 else "")
     return "; ".join([*parts, seconds, "bold: best of its column"]) + "."
 
 
-def _redrawn(summary: Summary) -> str:
-    """What the intervals know of: seeds alone on some tasks, seeds and rows on the others."""
-    by_seed = []
+def _intervals(summary: Summary) -> str:
+    """Whether differences have intervals, what was redrawn for them, and whether they are widened for few seeds."""
+    over: dict[str | None, list[str]] = {}  # names of tasks by what was redrawn, None where nothing was
     for task in summary.tasks:
-        over = {row.get("paired_over") for row in task["rows"]} - {None}
-        if over == {"seeds"}:
-            by_seed.append(task["name"])
-    if len(by_seed) == len(summary.tasks):
-        return "paired bootstrap over seeds"
-    return "paired bootstrap over seeds and rows" + (f", over seeds alone on {', '.join(by_seed)}" if by_seed else "")
+        known = next((row["paired_over"] for row in task["rows"] if row.get("paired_over")), None)
+        over.setdefault(known, []).append(task["name"])
+    gaps = [summary.gap(label, other) for label in summary.labels for other in _others(summary)]
+    if all(gap is None or gap["low"] is None for gap in gaps):
+        fixed = over.get(None, [])
+        return "without intervals" + (f": nothing can be redrawn on {', '.join(fixed)}" if fixed else "")
+    kinds = [kind for kind in _OVER if kind in over]
+    parts = ["paired bootstrap" + (f" over {_OVER[kinds[0]]}" if kinds else "")]
+    parts += [f"over {_OVER[kind]} on {', '.join(over[kind])}" for kind in kinds[1:]]
+    return f"with 95 % intervals ({', '.join(parts)}; {_widened(summary)})"
+
+
+_OVER = {"seeds and examples": "seeds and rows", "seeds": "seeds alone", "examples": "rows alone"}
+
+
+def _widened(summary: Summary) -> str:
+    """How the intervals allow for few seeds."""
+    if any(task.get("freedom") is None for task in summary.tasks):
+        return "too narrow where seeds are few: the file is older than their widening"
+    freedom = sum(task["freedom"] for task in summary.tasks)
+    if not freedom:
+        return "one seed, whose spread is not known"
+    return f"widened for few seeds by Student's t with {freedom} degrees of freedom"
 
 
 def _candidates(summary: Summary) -> list[str]:
-    """The best of the plan's candidates against the best of the others and against full fine-tuning."""
+    """The best of the plan's candidates against the best of the others, and against those that train every weight."""
     names = summary.plan.get("candidates") or []
     means = {label: summary.overall[label]["mean"] for label in summary.labels}
     known = [label for label in summary.labels if means[label] is not None]
     ours = [label for label in known if label in names]
-    others = [label for label in known if label not in names and label != summary.full]
+    apart = [label for label in summary.whole if label not in names]
+    others = [label for label in known if label not in names and label not in apart]
     if not names or not summary.has_pairs:
         return []
-    if not ours or not others:
+    if not ours or not (others or apart):
         return [f"Best of {', '.join(names)}: none has an average to compare."]
-    best, rival = (max(group, key=lambda label: means[label]) for group in (ours, others))
-    said = [f"less {rival}, the best of the other adapters: {gap_text(summary.gap(best, rival))}"]
-    if summary.full is not None:
-        said.append(f"less {summary.full}: {gap_text(summary.gap(best, summary.full))}")
+    best = max(ours, key=lambda label: means[label])
+    said = []
+    if others:
+        rival = max(others, key=lambda label: means[label])
+        but = f" but {' and '.join(apart)}" if apart else ""
+        said.append(f"less {rival}, the best of the other methods{but}: {gap_text(summary.gap(best, rival))}")
+    said += [f"less {label}: {gap_text(summary.gap(best, label))}" for label in apart]
     lines = [f"Best of {', '.join(names)}: {best}, {100 * means[best]:.2f}; {'; '.join(said)}."]
-    if len(ours) + len(others) > 2:
-        lines.append("Both were picked by these averages, which the intervals leave out of account.")
-    absent = [label for label in summary.labels if means[label] is None and label != summary.full]
+    picked = [
+        f"the best of {which}" for which, group in (("the candidates", ours), ("the others", others)) if len(group) > 1
+    ]
+    if picked:
+        lines.append(f"Picked by these averages, which the intervals leave out of account: {' and '.join(picked)}.")
+    absent = [label for label in summary.labels if means[label] is None and label not in apart]
     if absent:
         lines.append(f"Without an average, and so not among them: {', '.join(absent)}.")
     return [" ".join(lines)]
@@ -165,7 +189,7 @@ def _missing(summary: Summary) -> list[str]:
             elif row["mean"] is None:
                 failed = [trial["error"] for trial in row["test"] or row["sweep"] if trial["value"] is None]
                 what = f"{len(failed)} of {len(row['test'])} runs" if row["test"] else "every learning rate"
-                first = str(failed[0]).replace("`", "'") if failed else "no run"
+                first = " ".join(str(failed[0]).replace("`", "'").split()) if failed else "no run"
                 notes.append(f"{label} on {task['name']}: {what} failed (`{first}`)")
     if summary.full is not None and not summary.has_pairs:
         notes.append(f"the file is older than differences to {summary.full}: the same `goat compare` adds them")

@@ -14,7 +14,10 @@ from ..errors import UserError
 from . import alignment as aligned
 from . import comparison
 from .comparison import Picture
+from .stored import fault
 from .tables import count, percent
+
+_AGAIN = "run `goat compare` again: it repeats no finished run"
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -32,7 +35,7 @@ def write_report(folder: Path, alignment: Path | None = None) -> Path:
     """Draw the pictures of the comparison in `folder` and write `report/report.html`; return its path.
 
     `alignment` is a file that the alignment measurement wrote; the folder's own `alignment.json` is taken when there is one.
-    Raises `UserError` for a folder without a finished comparison, or an alignment file that is not there.
+    Raises `UserError` for a folder without a finished comparison or with one of an older version, or an alignment file that is not there.
     """
     file = folder / records.COMPARISON
     if not file.is_file():
@@ -41,7 +44,10 @@ def write_report(folder: Path, alignment: Path | None = None) -> Path:
         )
     if alignment is not None and not alignment.is_file():
         raise UserError(f"alignment={alignment}: no such file; give the JSON of an alignment measurement")
-    summary = records.read_json(file)
+    summary = records.read_settings(file, "file", _AGAIN)
+    wrong = fault(summary)
+    if wrong is not None:
+        raise UserError(f"file={file}: is of an older version, or damaged ({wrong}); {_AGAIN}")
     stored = alignment or (folder / records.ALIGNMENT if (folder / records.ALIGNMENT).is_file() else None)
     target = folder / "report"
     sections = [part for task in summary["tasks"] for part in _task(task, summary, folder, target)]
@@ -110,10 +116,12 @@ def _table(task: dict[str, Any], baseline: str) -> str:
     )
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     body = "\n".join(rows)
-    over = next((row["paired_over"] for row in task["rows"] if row["paired_over"]), "seeds")
+    over = next((row["paired_over"] for row in task["rows"] if row.get("paired_over")), None)
+    widened = ", widened for few seeds by Student's t" if task.get("freedom") else ""
+    intervals = f"intervals by paired bootstrap over {over}{widened}" if over else "nothing to redraw for intervals"
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="results"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        f"<p>Mean and standard deviation over seeds; intervals by paired bootstrap over {over}.</p>"
+        f"<p>Mean and standard deviation over seeds; {intervals}.</p>"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import Any
 
 from .. import records
 from ..errors import UserError
+from .stored import fault
 
 _REMEDY = "give a copy of the comparison.json that `goat compare` writes"
+_AGAIN = "write the file again with `goat compare`"
+_SLACK = 1e-9  # how far a figure may be off for having been rounded
 _FULL = "full"  # the method whose gap tables show beside the baseline's
+_WHOLE = ("full", "full-moe")  # methods that train every weight, and so are no adapters
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,12 @@ class Summary:
         return None if found == self.baseline else found
 
     @cached_property
+    def whole(self) -> list[str]:
+        """Labels of the methods that train every weight, in the plan's order."""
+        found = {row["label"] for task in self.tasks for row in task["rows"] if row["method"] in _WHOLE}
+        return [label for label in self.labels if label in found]
+
+    @cached_property
     def overall(self) -> dict[str, dict[str, Any]]:
         return {row["label"]: row for row in self.data["overall"]}
 
@@ -81,8 +92,8 @@ class Summary:
         if other == self.baseline and row["difference"] is not None:
             return row
         if other == self.baseline and len(self.tasks) == 1:  # files of before have it in the task alone
-            own = self.rows[self.tasks[0]["name"], label]
-            return own if own["difference"] is not None else None
+            own = self.rows.get((self.tasks[0]["name"], label))
+            return own if own is not None and own["difference"] is not None else None
         return row.get("against", {}).get(other)
 
 
@@ -90,39 +101,80 @@ def read_summary(path: Path) -> Summary:
     """Read a comparison.
 
     Raises:
-        UserError: no such file, another kind of file, or a mean that is not its runs' mean.
+        UserError: no such file, another kind of file, a damaged one, or a figure that does not follow from the runs beside it.
     """
     if not path.is_file():
         raise UserError(f"file={path}: no such file or folder; {_REMEDY}, or its folder")
     data = records.read_settings(path, "file", _REMEDY)
+    wrong = fault(data)
+    if wrong is not None:
+        raise UserError(f"file={path}: is no comparison, an old or a damaged one ({wrong}); {_REMEDY}")
     summary = Summary(path, data)
-    try:
-        _check(summary)
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(f"file={path}: is no comparison, or an old one (lacks {error}); {_REMEDY}") from None
+    for task in summary.tasks:
+        _check_task(summary, task)
+    _check_averages(summary)
     return summary
 
 
-def _check(summary: Summary) -> None:
-    """Every mean is the mean of the runs beside it, so that no figure of a table stands alone; `KeyError` for what tables need and is not there."""
-    for described in summary.tasks:
-        _ = described["name"], described["metric"], described["split"]
-    for (task, label), row in summary.rows.items():
+def _check_task(summary: Summary, task: dict[str, Any]) -> None:
+    """Mean and spread of every row are those of its runs, and differences those of two means: no figure of a table stands alone."""
+    base = summary.rows.get((task["name"], summary.baseline), {}).get("mean")
+    for row in task["rows"]:
+        what = f"{row['label']} on {task['name']}"
         values = [trial["value"] for trial in row["test"]]
         whole = bool(values) and None not in values
-        _agree(summary, f"{label} on {task}", row["mean"], values if whole else [])
-    for label in summary.labels:
-        means = [row["mean"] for (_, own), row in summary.rows.items() if own == label]
+        _agree(summary, what, "mean", row["mean"], math.fsum(values) / len(values) if whole else None)
+        _agree(summary, what, "sd", row["sd"], statistics.stdev(values) if whole and len(values) > 1 else None)
+        _check_gap(summary, what, row, None if row["label"] == summary.baseline else _less(row["mean"], base))
+
+
+def _check_averages(summary: Summary) -> None:
+    """The same for averages over tasks and the differences of any two of them."""
+    for label, row in summary.overall.items():
+        what = f"the average of {label}"
+        means = [found["mean"] for (_, own), found in summary.rows.items() if own == label]
         whole = len(means) == len(summary.tasks) and None not in means
-        _agree(summary, f"the average of {label}", summary.overall[label]["mean"], means if whole else [])
-    _ = summary.overall[summary.baseline], summary.plan["common"], summary.data["meta_info"]["system_info"]
+        _agree(summary, what, "mean", row["mean"], math.fsum(means) / len(means) if whole else None)
+    averages = {label: row["mean"] for label, row in summary.overall.items()}
+    for label, row in summary.overall.items():
+        what = f"the average of {label}"
+        expected = None if label == summary.baseline else _less(averages[label], averages[summary.baseline])
+        if summary.has_pairs or row["difference"] is not None:  # files of before may have it in their only task
+            _check_gap(summary, what, row, expected)
+        if not summary.has_pairs:
+            continue
+        others = [x for x in averages if x != label and _less(averages[label], averages[x]) is not None]
+        stray = sorted({*others} ^ {*row["against"]})
+        if stray:
+            raise UserError(
+                f"file={summary.path}: {what}: against {'lacks' if stray[0] in others else 'has'} {stray[0]}; {_AGAIN}"
+            )
+        for other in others:
+            _check_gap(
+                summary, f"{what} against {other}", row["against"][other], _less(averages[label], averages[other])
+            )
 
 
-def _agree(summary: Summary, what: str, mean: float | None, values: list[float]) -> None:
-    expected = math.fsum(values) / len(values) if values else None
-    if (mean is None) != (expected is None) or (
-        mean is not None and expected is not None and not math.isclose(mean, expected, abs_tol=1e-9)
-    ):
+def _less(mean: float | None, other: float | None) -> float | None:
+    return None if mean is None or other is None else mean - other
+
+
+def _check_gap(summary: Summary, what: str, gap: dict[str, Any], expected: float | None) -> None:
+    """A difference is `expected`, and lies in its interval where it has one."""
+    difference, low, high = gap["difference"], gap["low"], gap["high"]
+    _agree(summary, what, "difference", difference, expected)
+    if low is None and high is None:
+        return
+    if difference is None or low is None or high is None or not low - _SLACK <= difference <= high + _SLACK:
         raise UserError(
-            f"file={summary.path}: {what} has mean {mean}, and its runs say {expected}; write the file again with `goat compare`"
+            f"file={summary.path}: {what}: low {low} and high {high} are no interval around difference {difference}; {_AGAIN}"
+        )
+
+
+def _agree(summary: Summary, what: str, field: str, found: float | None, expected: float | None) -> None:
+    if found is None and expected is None:
+        return
+    if found is None or expected is None or not math.isclose(found, expected, abs_tol=_SLACK):
+        raise UserError(
+            f"file={summary.path}: {what} has {field} {found}, and the figures beside it say {expected}; {_AGAIN}"
         )
