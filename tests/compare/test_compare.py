@@ -176,7 +176,7 @@ def test_a_plan_that_cannot_work_is_one_line(plan_file: Path, overrides: tuple[s
 
 
 def test_shipped_plans_hold_and_their_recipes_too(tmp_path: Path) -> None:
-    assert shipped_plans() == ["demo", "evidence", "evidence-fixed"]
+    assert shipped_plans() == ["ablations", "demo", "evidence", "evidence-fixed"]
     plan = load_plan("demo")
     assert len(plan.methods) == 9 and len(plan.seeds) == 2 and all(len(m.learning_rates) == 2 for m in plan.methods)
     for method in plan.methods:
@@ -192,6 +192,21 @@ def test_shipped_plans_hold_and_their_recipes_too(tmp_path: Path) -> None:
                 for method in plan.methods
             }
             assert rank == {8}
+
+
+def test_ablations_change_one_thing_each_and_leave_the_test_rows_alone(tmp_path: Path) -> None:
+    plan = load_plan("ablations")
+    assert plan.seeds == [] and len(plan.tuning_seeds) >= 3
+    settings = {
+        method.label: plan.recipe(plan.recipes[1], method, 1e-3, 0, "validation", tmp_path).method.model_dump()
+        for method in plan.methods
+    }
+    base = settings.pop("goat")
+    changed = {label: {key for key in base if own[key] != base[key]} for label, own in settings.items()}
+    assert all(keys for keys in changed.values())
+    pairs = [label for label, keys in changed.items() if len(keys) > 1]
+    assert all(label.startswith("alpha-") or label == "soft-from-zero" for label in pairs)
+    assert {label for label, own in settings.items() if own["r"] != 8} == {"rank-16", "rank-32"}
 
 
 def test_methods_without_rates_get_their_grid(plan_file: Path) -> None:
