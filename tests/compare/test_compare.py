@@ -185,13 +185,19 @@ def test_shipped_plans_hold_and_their_recipes_too(tmp_path: Path) -> None:
         assert getattr(recipe.method, "lora_dropout", 0.0) == 0.0
     for name in ("evidence", "evidence-fixed"):
         plan = load_plan(name)
-        assert len(plan.methods) == 11 and len(plan.seeds) >= 5 and len(plan.recipes) == 7
+        assert len(plan.methods) == 13 and len(plan.seeds) >= 5 and len(plan.recipes) == 7
         for task in plan.recipes:
             rank = {
                 plan.recipe(task, method, 1e-3, 0, "test", tmp_path).method.model_dump().get("r", 8)
                 for method in plan.methods
             }
             assert rank == {8}
+
+
+def test_a_task_may_multiply_the_rates(tmp_path: Path) -> None:
+    plan = load_plan("evidence")
+    found = {task.label: plan.rates(task, plan.methods[1]) for task in plan.recipes}
+    assert found["mrpc-minilm"] == [1e-4, 3e-4, 1e-3, 2e-3] and found["mawps-smollm2"] == [2e-4, 6e-4, 2e-3, 4e-3]
 
 
 def test_ablations_change_one_thing_each_and_leave_the_test_rows_alone(tmp_path: Path) -> None:

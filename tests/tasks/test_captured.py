@@ -21,7 +21,7 @@ from goat_peft import recipes
 from goat_peft.errors import UserError
 from goat_peft.recipes.schema import METHODS
 from goat_peft.tasks import bind, captured, processes
-from goat_peft.tasks.text_classification import FewLengths
+from goat_peft.tasks.text_classification import FewLengths, TextClassification
 from goat_peft.training import engines, train
 from goat_peft.training import run as run_module
 from goat_peft.training.evaluation import usage_rows
@@ -38,7 +38,9 @@ FIGURES = {"loss", "eval_loss", "grad_norm", "balance_loss", "expert_imbalance",
 
 @pytest.fixture
 def tapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tapes]:
-    """The stand-in in place of CUDA graphs; transformers is told, as it asks, that a stream is capturing."""
+    """The stand-in in place of CUDA graphs; transformers is told, as it asks, that a stream is capturing. A GPU has graphs of its own to test."""
+    if torch.cuda.is_available():
+        pytest.skip("stands in for a GPU, and there is one")
     found = Tapes()
     monkeypatch.setattr(captured, "recorder", lambda device: found)
     monkeypatch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)
@@ -219,6 +221,60 @@ def test_images_too(pictures: dict, tapes: Tapes) -> None:
     assert_alike(plain, same)
 
 
+@pytest.fixture
+def texts(generate: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """38 sums to learn, some of more than 32 tokens, in batches of 6: the last has 2."""
+    rows = []
+    for index in range(38):
+        rows.append(
+            {"q": "what is" + " one plus" * (18 if index % 9 == 0 else index % 3) + " two ?", "a": f"{index % 4}"}
+        )
+    generate["task"] |= {
+        "data": {key: {"path": write_rows(tmp_path / f"{key}.jsonl", rows[:count])} for key, count in (("train", 38), ("test", 4))},
+        "prompt": "{q}\n", "response": "it is {a}", "answer": "{a}", "max_length": 64,
+    }  # fmt: skip
+    generate["method"] = {"name": "goat", "r": 8, "num_experts": 4, "top_k": 2, "lora_dropout": 0.0}
+    generate["training"] |= {
+        "max_steps": None,
+        "epochs": 3,
+        "learning_rate": 0.003,
+        "batch_size": 6,
+        "logging_steps": 1,
+    }
+    return generate
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_generation_too(texts: dict, tapes: Tapes, accumulation: int) -> None:
+    """The loss is the mean over all response tokens of an optimiser step, whose number differs from replay to replay."""
+    settings = {"gradient_accumulation_steps": accumulation}
+    plain, same = trained(texts, shapes=0, **settings), trained(texts, **settings)
+    assert tapes.captures == 2 and tapes.replays > 5 and same.notes == []
+    assert_alike(plain, same)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_generation_has_the_loss_of_trl(texts: dict, tapes: Tapes, accumulation: int) -> None:
+    settings = {"gradient_accumulation_steps": accumulation}
+    theirs, ours = trained(texts, captures=False, **settings), trained(texts, shapes=0, **settings)
+    losses, norms = (
+        [[row[key] for row in run.log if key in row] for run in (theirs, ours)] for key in ("loss", "grad_norm")
+    )
+    assert len(losses[0]) >= 7 and losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert norms[0] == pytest.approx(norms[1], rel=2e-2)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("method", ["goat", "lora", "dora", "full"])
+def test_generation_on_a_gpu(texts: dict, method: str) -> None:
+    if method != "goat":
+        texts["method"] = {"name": method} | ({} if method == "full" else {"lora_dropout": 0.0})
+    plain, same = trained(texts, shapes=0), trained(texts)
+    assert same.notes == []
+    losses = [[row["loss"] for row in outcome.log if "loss" in row] for outcome in (plain, same)]
+    assert len(losses[0]) == 21 and losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
 @on_a_gpu
 def test_images_on_a_gpu(pictures: dict) -> None:
     """With a worker, whose batches another thread pins while a step is captured."""
@@ -310,10 +366,13 @@ def test_what_it_does_not_go_with_is_refused(recipe: dict, change: dict, told: s
     assert "\n" not in str(error.value)
 
 
-def test_generation_is_refused(generate: dict) -> None:
-    generate["training"]["cuda_graphs"] = True
-    with pytest.raises(UserError, match="training.cuda_graphs=True: generation waits for the GPU in every step"):
-        recipes.check(generate)
+def test_a_task_that_cannot_be_captured_is_refused(recipe: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe["training"]["cuda_graphs"] = True
+    monkeypatch.setattr(TextClassification, "captures_steps", False)
+    with pytest.raises(
+        UserError, match="training.cuda_graphs=True: the steps of text_classification cannot be captured"
+    ):
+        recipes.check(recipe)
 
 
 @pytest.mark.parametrize(("count", "gpus", "told"), [(2, 1, "works in one process"), (1, 8, "sees 8; choose one")])

@@ -36,6 +36,14 @@ def _with_alpha(chosen: dict[str, Any]) -> dict[str, Any]:
     return {"lora_alpha": 2 * chosen.get("r", 8)} | chosen
 
 
+def soft(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Every expert for every token, weighted by a softmax whose router starts from zero: the start is the base, token by token, and each expert's mean
+    weight times `alpha / d` is the 2 of a LoRA. The segments are smaller than the paper's (rho 100), and there is no load to balance.
+    """
+    chosen = {"router": "softmax", "init_router": "zero", "scaling": "lora", "rho": 100.0, "router_aux_loss_coef": 0.0}
+    return _with_alpha(PAPER | chosen | dict(overrides))
+
+
 BASELINE: dict[str, Any] = PAPER | {
     "init_weights": "lora",
     "scaling": "lora",
@@ -81,6 +89,7 @@ def pissa(overrides: Mapping[str, Any]) -> dict[str, Any]:
 PRESETS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "paper": paper,
     "released": released,
+    "soft": soft,
     "molora": molora,
     "hydralora": hydralora,
     "adamole": adamole,

@@ -32,7 +32,9 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any
     cells = [(task, method) for task in plan.recipes for method in plan.methods_of(task)]
     tuning = {_key(task, method): _tuning(plan, task, method, output) for task, method in cells}
     run_all([trial for trials in tuning.values() for trial in trials], plan.parallel, tell)
-    chosen = {_key(task, method): choose(tuning[_key(task, method)], method.learning_rates) for task, method in cells}
+    chosen = {
+        _key(task, method): choose(tuning[_key(task, method)], plan.rates(task, method)) for task, method in cells
+    }
     final = {
         _key(task, method): _final(plan, task, method, chosen[_key(task, method)], output) for task, method in cells
     }
@@ -82,7 +84,7 @@ def _tuning(plan: Plan, task: TaskPlan, method: MethodPlan, output: Path) -> lis
         return []
     return [
         _trial(plan, task, method, rate, seed, "validation", output)
-        for rate in method.learning_rates
+        for rate in plan.rates(task, method)
         for seed in plan.tuning_seeds
     ]
 

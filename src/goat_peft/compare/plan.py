@@ -69,6 +69,7 @@ class TaskPlan(Strict):
     tuning_metric: str = Field("", description="chooses the learning rate on validation; `metric` when not given")
     methods: list[str] = Field([], description="labels of the methods that run on this task; all when not given")
     seeds: list[NonNegativeInt] | None = Field(None, description="of the final runs; the plan's when not given")
+    rate_factor: PositiveFloat = Field(1.0, description="multiplies every method's learning rates on this task")
 
     @model_validator(mode="before")
     @classmethod
@@ -150,6 +151,10 @@ class Plan(Strict):
     def methods_of(self, task: TaskPlan) -> list[MethodPlan]:
         """The methods that run on a task, in the plan's order."""
         return [method for method in self.methods if not task.methods or method.label in task.methods]
+
+    def rates(self, task: TaskPlan, method: MethodPlan) -> list[float]:
+        """The learning rates that a method tries on a task."""
+        return [float(f"{rate * task.rate_factor:.6g}") for rate in method.learning_rates]
 
     def recipe(self, task: TaskPlan, method: MethodPlan, rate: float, seed: int, split: str, folder: Path) -> Recipe:
         """The checked recipe of one run, scored on `split` ('validation' or 'test')."""

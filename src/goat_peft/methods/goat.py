@@ -14,7 +14,9 @@ class GoatOptions(MixtureOptions):
     """GOAT, and every ablation of it."""
 
     name: Literal["goat"] = "goat"
-    preset: Literal["paper", "released"] | None = Field(None, description="named settings that the other keys override")
+    preset: Literal["paper", "released", "soft"] | None = Field(
+        None, description="named settings that the other keys override"
+    )
 
 
 register(

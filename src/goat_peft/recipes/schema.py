@@ -208,7 +208,7 @@ class Training(Strict):
     cuda_graphs: bool = Field(
         False,
         description="forward and backward captured once for each shape of batch and replayed, for small models that wait for the "
-        "host; classification on one CUDA device, elsewhere it changes nothing",
+        "host; on one CUDA device, elsewhere it changes nothing",
     )
     group_by_length: bool = Field(True, description="batches of like lengths, so that little is padded")
     seed: NonNegativeInt = 0
@@ -328,7 +328,7 @@ class Recipe(Strict):
     def _can_be_captured(self) -> Recipe:
         if self.training.cuda_graphs and not TASKS[self.task.type].task.captures_steps:
             raise ValueError(
-                f"training.cuda_graphs=True: {self.task.type} waits for the GPU in every step; set it to false, classification can have it"
+                f"training.cuda_graphs=True: the steps of {self.task.type} cannot be captured; set it to false"
             )
         if self.training.cuda_graphs and self.model.quantize is not None:
             raise ValueError(

@@ -237,9 +237,16 @@ def _seeds(summary: Summary) -> str:
 
 
 def _rates(summary: Summary) -> str:
-    """The rates tried; those of the largest group of methods first, the others with their names."""
+    """The rates tried; those of the largest group of methods first, the others with their names, then tasks where all are multiplied."""
     groups: dict[str, list[str]] = {}
     for method in summary.plan["methods"]:
         groups.setdefault(", ".join(map(rate_text, method["learning_rates"])), []).append(method["label"])
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    return ", ".join([ordered[0][0], *(f"for {' and '.join(labels)} {rates}" for rates, labels in ordered[1:])])
+    tasks: dict[str, list[str]] = {}
+    for task in summary.plan.get("recipes", []):
+        if isinstance(task, str):  # files of before
+            continue
+        tasks.setdefault(f"{task.get('rate_factor', 1.0):g}", []).append(task["label"])
+    multiplied = [f"times {factor} on {' and '.join(names)}" for factor, names in tasks.items() if factor != "1"]
+    others = [f"for {' and '.join(labels)} {rates}" for rates, labels in ordered[1:]]
+    return ", ".join([ordered[0][0], *others, *multiplied])

@@ -21,6 +21,10 @@ from ..errors import first_line
 EAGER = 3
 # Graphs of one run; batches of further shapes run as they always do.
 SHAPES = 16
+# Texts are padded to multiples of so many tokens.
+MULTIPLE = 32
+# What a loss over tokens is divided by; it goes to a graph with the batch.
+ITEMS = "num_items_in_batch"
 
 Step = Callable[[], Tensor]
 _BROKEN: list[torch.cuda.CUDAGraph] = []  # graphs that torch's allocators may still ask about their capture
@@ -146,6 +150,11 @@ class CapturedSteps:
         self._gradients = Gradients()
         super().__init__(*args, **kwargs)
 
+    @property
+    def captures(self) -> bool:
+        """Whether steps are captured, or would be once their shape is known."""
+        return self._recorder is not None
+
     def capture_steps(self, tell: Callable[[str], None]) -> bool:
         """Capture steps from now on, where the device can; returns whether it can. `tell` gets each line that goes to `notes`."""
         self._tell = tell
@@ -167,23 +176,29 @@ class CapturedSteps:
         if self._recorder is None:
             return step(model, inputs, num_items_in_batch)
         batch = dict(self._prepare_inputs(inputs))  # type: ignore[attr-defined]
-        shape = self._shape(batch, num_items_in_batch)
+        if num_items_in_batch is not None:
+            batch[ITEMS] = torch.as_tensor(num_items_in_batch, device=self.args.device)  # type: ignore[attr-defined]
+
+        def on(held: dict[str, Tensor]) -> Tensor:
+            return step(model, {name: value for name, value in held.items() if name != ITEMS}, held.get(ITEMS))
+
+        shape = self._shape(batch)
         with self._recorder.stream():
             if self._seen[shape] >= EAGER and (shape in self._captured or len(self._captured) < SHAPES):
-                loss = self._replayed(model, shape, batch, lambda held: step(model, held, None))
+                loss = self._replayed(model, shape, batch, on)
                 if loss is not None:
                     return loss
             if shape is not None:
                 self._seen[shape] += 1
             if self._seen[shape] == EAGER:
                 self._gradients.attach()  # so that the kernels which add to them are known as well
-            loss = step(model, batch, num_items_in_batch)
+            loss = on(batch)
             self._gradients.learn(model)
         return loss
 
-    def _shape(self, batch: dict[str, Any], num_items: Any) -> Any:
+    def _shape(self, batch: dict[str, Any]) -> Any:
         """What a graph is captured for; None for a batch that no graph could take."""
-        if num_items is not None or not all(isinstance(value, Tensor) for value in batch.values()):
+        if not all(isinstance(value, Tensor) for value in batch.values()):
             return None
         # The loss is divided by the number of batches, which is smaller at the end of an epoch.
         return self.current_gradient_accumulation_steps, *(  # type: ignore[attr-defined]

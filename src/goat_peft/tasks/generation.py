@@ -82,6 +82,7 @@ class Generation(Task):
     """Supervised fine-tuning on responses; batched generation or option likelihoods for the score."""
 
     peft_type: ClassVar[TaskType] = TaskType.CAUSAL_LM
+    captures_steps: ClassVar[bool] = True
 
     @property
     def main_metric(self) -> str:

@@ -30,6 +30,7 @@ from transformers import (
 from ..errors import UserError, closest
 from . import processes
 from .base import DataTask, Family, Scores, Scoring, Task, register
+from .captured import MULTIPLE
 from .data import fill, require_columns, template_columns
 from .decoding import eval_mode
 from .trainers import ClassificationTrainer
@@ -227,9 +228,7 @@ class TextTrainer(ClassificationTrainer):
 
 
 class FewLengths:
-    """Pads a batch to the next multiple of `MULTIPLE` tokens, but not beyond `longest`, the data's longest text."""
-
-    MULTIPLE = 32
+    """Pads a batch to the next multiple of `captured.MULTIPLE` tokens, but not beyond `longest`, the data's longest text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
         self.tokenizer, self.longest = tokenizer, longest
@@ -237,7 +236,7 @@ class FewLengths:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad rows of `input_ids` and more; a batch of longer texts than `longest` to its own."""
         own = max(len(row["input_ids"]) for row in rows)
-        length = max(own, min(math.ceil(own / self.MULTIPLE) * self.MULTIPLE, self.longest))
+        length = max(own, min(math.ceil(own / MULTIPLE) * MULTIPLE, self.longest))
         return DataCollatorWithPadding(self.tokenizer, padding="max_length", max_length=length)(rows)
 
 

@@ -8,6 +8,7 @@ number of accumulation steps. Those trainers set `model_accepts_loss_kwargs = Fa
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import Trainer
 from trl import SFTTrainer
 
 from ..errors import UserError
-from .captured import CapturedSteps
+from .captured import MULTIPLE, CapturedSteps
 
 # An expert with less than this part of an even share counts as idle.
 IDLE = 0.1
@@ -105,8 +106,26 @@ class ClassificationTrainer(CapturedSteps, OwnRates, BalanceLog, Trainer):
         self.model_accepts_loss_kwargs = False
 
 
-class GenerationTrainer(OwnRates, BalanceLog, SFTTrainer):
-    """SFTTrainer with the experts' figures in its log."""
+class _Unwatched(CapturedSteps, SFTTrainer):
+    """SFTTrainer whose loss waits for nothing where steps are captured: there TRL's entropy and token accuracy are not logged."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The mean over the batch's response tokens of -log p, as the model computes it from its labels, or as TRL does."""
+        # A sparse base has a loss of its own, which TRL adds.
+        if not self.captures or not model.training or self.aux_loss_enabled:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        return Trainer.compute_loss(self, model, inputs | {"use_cache": False}, *args, **kwargs)
+
+
+class GenerationTrainer(OwnRates, BalanceLog, _Unwatched):
+    """SFTTrainer with the experts' figures in its log; its steps can be captured."""
+
+    def capture_steps(self, tell: Callable[[str], None]) -> bool:
+        """As `CapturedSteps` has it; batches are padded to few lengths, as each needs a graph."""
+        captures = super().capture_steps(tell)
+        if captures:
+            self.data_collator.pad_to_multiple_of = MULTIPLE  # type: ignore[union-attr]
+        return captures
 
 
 def balance_loss(model: nn.Module) -> torch.Tensor | None:
