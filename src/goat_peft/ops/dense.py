@@ -210,13 +210,18 @@ def _grad_logits(
     grad_weights: Tensor, weights: Tensor, logits: Tensor, grad_statistics: Tensor | None, token_mask: Tensor | None
 ) -> Tensor:
     """Through the softmax over the chosen experts, and through the full softmax of the balance loss."""
-    grad = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
+    grad = _through_softmax(grad_weights, weights)
     if grad_statistics is None:
         return grad
     probabilities = torch.softmax(logits, dim=-1)
-    grad_p = grad_statistics[: logits.shape[-1]]
-    balance = probabilities * (grad_p - (probabilities @ grad_p)[:, None])
+    balance = _through_softmax(grad_statistics[: logits.shape[-1]].expand_as(logits), probabilities)
     return grad + (balance if token_mask is None else balance * token_mask[:, None].to(balance.dtype))
+
+
+def _through_softmax(grad: Tensor, p: Tensor) -> Tensor:
+    """`p (grad - sum(p grad))` of each row, with `grad` counted from the likeliest entry's: no digits cancel where that one is nearly sure."""
+    grad = grad - grad.gather(-1, p.argmax(-1, keepdim=True))
+    return p * (grad - (p * grad).sum(-1, keepdim=True))
 
 
 def packed_shapes(members: list[Experts], dtype: torch.dtype) -> list[tuple[int, int]]:

@@ -200,6 +200,14 @@ def gate_kernel(
 
 
 @triton.jit
+def _through_softmax(grad, p):
+    """`p (grad - sum(p grad))` of each row, with `grad` counted from the likeliest entry's: no digits cancel where that one is nearly sure."""
+    likeliest = tl.max(p, axis=1)[:, None]
+    grad = grad - tl.max(tl.where(p == likeliest, grad, float("-inf")), axis=1)[:, None]
+    return p * (grad - tl.sum(p * grad, axis=1)[:, None])
+
+
+@triton.jit
 def gate_backward_kernel(
     grad_ptr, hidden_ptr, weights_ptr, logits_ptr, scale0_ptr, scale1_ptr, scale2_ptr, scale3_ptr, mask_ptr, grad_statistics_ptr, mixed_ptr, rows_ptr,
     tokens, stride_statistics,
@@ -237,13 +245,13 @@ def gate_backward_kernel(
         tl.store(out + MEMBERS * (r + EXPERTS) + member * r, fixed * (-scale / EXPERTS)[None, :, None], mask=cube_ok)
 
     grad_weights = tl.sum(grad * hidden, axis=2) * scale[None, :]
-    grad_logits = weights * (grad_weights - tl.sum(weights * grad_weights, axis=1)[:, None])
+    grad_logits = _through_softmax(grad_weights, weights)
     if BALANCE:
         logits = tl.load(logits_ptr + table, mask=table_ok, other=float("-inf"))
         exponentials = tl.where(table_ok, tl.exp(logits - tl.max(logits, axis=1)[:, None]), 0.0)
         probabilities = exponentials / tl.where(row_ok, tl.sum(exponentials, axis=1), 1.0)[:, None]
         grad_p = tl.load(grad_statistics_ptr + member * stride_statistics + expert, mask=expert_ok, other=0.0)[None, :]
-        balance = probabilities * (grad_p - tl.sum(probabilities * grad_p, axis=1)[:, None])
+        balance = _through_softmax(grad_p, probabilities)
         if MASKED:
             balance = balance * tl.load(mask_ptr + rows, mask=row_ok, other=0).to(tl.float32)[:, None]
         grad_logits += balance
