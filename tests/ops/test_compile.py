@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from functorch.compile import make_boxed_func
 from peft import get_peft_model
+from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from goat_peft import GoatConfig
 from goat_peft.ops import use_path
+from goat_peft.ops.function import backward_op, forward_op
 
 
 def _llama() -> LlamaForCausalLM:
@@ -41,6 +48,47 @@ def test_one_graph_and_equal_gradients(path: str, device: str) -> None:
             with use_path(path):
                 loss = runner(input_ids=ids, attention_mask=mask, labels=ids).loss
                 loss.backward()
+            found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
+            model.zero_grad()
+        for eager, graph in zip(*found, strict=True):
+            torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("path", ["torch", "triton"])
+def test_what_a_graph_is_told_of_the_operator_is_true(path: str, members: int, device: str) -> None:
+    """Shapes, dtypes and strides, forward and backward: a compiler plans its memory by them."""
+    r, n, m, experts = 4, 16, 24, 2
+    shapes = [(r, n)] * members + [(m, r)] * members + [(experts, n)] * members + [(experts,)] * members
+    x, tensors = torch.randn(10, n, device=device), [torch.randn(shape, device=device) for shape in shapes]
+    settings = (members, False, False, 1, 0.0, True)
+
+    def told(operator: Callable[..., list[Tensor]], *inputs: Any) -> None:
+        with FakeTensorMode() as fake:
+            promised = operator(*tree_map_only(Tensor, fake.from_tensor, inputs))
+        for one, other in zip(promised, operator(*inputs), strict=True):
+            assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+
+    with use_path(path):
+        told(forward_op, x, tensors, None, None, *settings)
+        found = forward_op(x, tensors, None, None, *settings)
+        outputs, statistics, saved = found[:members], found[members], found[members + 1 :]
+        told(backward_op, outputs, statistics.sum(1, keepdim=True), x, tensors, saved, None, None, *settings, True)
+
+
+@pytest.mark.slow
+def test_inductor_compiles_it(device: str) -> None:
+    model = get_peft_model(_llama().to(device), GoatConfig(r=4, num_experts=2, top_k=1)).train()
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(model, fullgraph=True)
+    for batch, length in ((2, 9), (3, 12), (4, 15), (5, 12)):
+        ids = torch.randint(0, 64, (batch, length), device=device)
+        found = []
+        for runner in (model, compiled):
+            loss = runner(input_ids=ids, labels=ids).loss
+            loss.backward()
             found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
             model.zero_grad()
         for eager, graph in zip(*found, strict=True):

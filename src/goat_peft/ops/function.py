@@ -64,7 +64,8 @@ def _flat_forward(
     )
     saved = result.saved
     statistics = x.new_empty(0) if result.statistics is None else result.statistics
-    return [*result.outputs, statistics, saved.hidden, saved.weights, saved.logits, *saved.packed]
+    found = [*result.outputs, statistics, saved.hidden, saved.weights, saved.logits, *saved.packed]
+    return [tensor.contiguous() for tensor in found]  # as the fake kernel has them; a path may return a part of a wider product
 
 
 def _flat_backward(
