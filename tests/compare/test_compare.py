@@ -183,7 +183,7 @@ def test_shipped_plans_hold_and_their_recipes_too(tmp_path: Path) -> None:
         recipe = plan.recipe(plan.recipes[0], method, 1e-3, 0, "test", tmp_path)
         assert recipe.training.learning_rate == 1e-3 and recipe.method.name == method.name
         assert getattr(recipe.method, "lora_dropout", 0.0) == 0.0
-    for name, methods in (("evidence", 13), ("evidence-fixed", 11)):
+    for name, methods in (("evidence", 14), ("evidence-fixed", 11)):
         plan = load_plan(name)
         assert len(plan.methods) == methods and len(plan.seeds) >= 5 and len(plan.recipes) == 7
         for task in plan.recipes:
