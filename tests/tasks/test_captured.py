@@ -78,6 +78,7 @@ class Outcome:
     weights: dict[str, torch.Tensor]
     usage: list[dict[str, Any]]
     notes: list[str]
+    operations: float
 
 
 def trained(recipe: dict[str, Any], captures: bool = True, shapes: int = captured.SHAPES, **training: Any) -> Outcome:
@@ -100,7 +101,7 @@ def trained(recipe: dict[str, Any], captures: bool = True, shapes: int = capture
         trainer.train()
     log = [{k: v for k, v in row.items() if k in FIGURES} for row in trainer.state.log_history[:-1]]
     weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    return Outcome(log, weights, usage_rows(model), trainer.notes)
+    return Outcome(log, weights, usage_rows(model), trainer.notes, trainer.state.total_flos)
 
 
 def assert_alike(one: Outcome, other: Outcome) -> None:
@@ -219,6 +220,7 @@ def test_images_too(pictures: dict, tapes: Tapes) -> None:
     plain, same = trained(pictures, shapes=0), trained(pictures)
     assert (tapes.captures, tapes.replays, same.notes) == (1, 6, [])
     assert_alike(plain, same)
+    assert same.operations == trained(pictures, captures=False).operations > 1e6
 
 
 @pytest.fixture

@@ -65,7 +65,9 @@ def _flat_forward(
     saved = result.saved
     statistics = x.new_empty(0) if result.statistics is None else result.statistics
     found = [*result.outputs, statistics, saved.hidden, saved.weights, saved.logits, *saved.packed]
-    return [tensor.contiguous() for tensor in found]  # as the fake kernel has them; a path may return a part of a wider product
+    return [
+        tensor.contiguous() for tensor in found
+    ]  # as the fake kernel has them; a path may return a part of a wider product
 
 
 def _flat_backward(

@@ -148,6 +148,7 @@ class CapturedSteps:
         self._captured: dict[Any, _Captured] = {}
         self._seen: Counter[Any] = Counter()
         self._gradients = Gradients()
+        self._cost = 0
         super().__init__(*args, **kwargs)
 
     @property
@@ -195,6 +196,15 @@ class CapturedSteps:
             loss = on(batch)
             self._gradients.learn(model)
         return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the trainer counts them: 6 times tokens times parameters. The parameters are counted once, as a walk over all modules takes as long as a replay."""
+        counted = inputs.get(getattr(self.model, "main_input_name", "input_ids"))  # type: ignore[attr-defined]
+        if self._recorder is None or not isinstance(counted, Tensor):
+            return int(super().floating_point_ops(inputs))  # type: ignore[misc]
+        if not self._cost:
+            self._cost = super().floating_point_ops(inputs) // counted.numel()  # type: ignore[misc]
+        return self._cost * counted.numel()
 
     def _shape(self, batch: dict[str, Any]) -> Any:
         """What a graph is captured for; None for a batch that no graph could take."""
