@@ -133,6 +133,15 @@ def test_released_preset() -> None:
     assert GoatConfig.from_preset("released", router_aux_loss_coef=0.5).router_aux_loss_coef == 0.5
 
 
+@pytest.mark.parametrize("overrides", [{}, {"r": 32}, {"num_experts": 4}])
+def test_soft_preset(overrides: dict[str, int]) -> None:
+    """Every expert, none preferred, and together at the start the scale of a LoRA whose alpha is twice its rank."""
+    config = GoatConfig.from_preset("soft", **overrides)
+    assert (config.router, config.init_router, config.init_weights, config.rho) == ("softmax", "zero", "goat", 100.0)
+    assert config.router_aux_loss_coef == 0 and config.scaling == "lora"
+    assert config.lora_alpha / (config.r / config.num_experts) / config.num_experts == 2
+
+
 def test_presets_take_overrides_and_check_them() -> None:
     config = GoatConfig.from_preset("paper", r=32, target_modules=["q_proj"])
     assert config.r == 32 and config.target_modules == {"q_proj"}

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
 from tiny import adapted, padded_batch, seeded, settings, tiny_gpt2, tiny_llama, token_batch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -192,6 +193,13 @@ def test_a_router_from_zero_starts_at_the_base_and_learns() -> None:
     torch.testing.assert_close(model.eval()(**batch).logits, expected, rtol=0, atol=1e-6)
     model.train()(**batch).loss.backward()
     assert all(layer.goat_router["default"].grad.norm() > 0 for layer in layers)
+
+
+def test_the_soft_preset_starts_at_the_base() -> None:
+    batch = token_batch()
+    expected = seeded(tiny_llama).eval()(**batch).logits
+    model = get_peft_model(seeded(tiny_llama), GoatConfig.from_preset("soft", task_type="CAUSAL_LM")).eval()
+    torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

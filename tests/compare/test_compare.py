@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +59,9 @@ def figures(summary: dict[str, Any]) -> list[Any]:
 
 def test_choice_on_validation_then_test_once_per_seed_and_never_again(plan_file: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
+    plan = yaml.safe_load(plan_file.read_text())
+    plan["recipes"] = [{"recipe": plan["recipes"][0], "rate_factor": 2}]
+    plan_file.write_text(yaml.safe_dump(plan))
     summary, told = run(plan_file, output)
     assert len(told) == 8  # 2 methods x (2 rates x 1 tuning seed + 2 test seeds)
     scored = [path.parent.name for path in results(output)]
@@ -67,12 +69,17 @@ def test_choice_on_validation_then_test_once_per_seed_and_never_again(plan_file:
     for row in summary["tasks"][0]["rows"]:
         best = max(row["sweep"], key=lambda trial: (trial["value"], -trial["learning_rate"]))
         assert row["learning_rate"] == best["learning_rate"]
+        assert [trial["learning_rate"] for trial in row["sweep"]] == [0.002, 0.04]  # twice the plan's
+        for trial in row["test"]:
+            recipe = records.read_json(output / trial["run"] / records.RESULT)["run_info"]["train_config"]
+            assert recipe["training"]["learning_rate"] == row["learning_rate"]
         assert [trial["seed"] for trial in row["test"]] == [0, 1]
         assert row["mean"] == pytest.approx(sum(trial["value"] for trial in row["test"]) / 2)
     assert summary["tasks"][0]["rows"][0]["difference"] is None
     other = summary["tasks"][0]["rows"][1]
     assert other["low"] <= other["difference"] <= other["high"] and other["paired_over"] == "seeds and examples"
     assert not list(output.rglob("*.safetensors"))
+    assert "learning rates 1e-3, 2e-2, times 2 on tiny" in table(read_summary(output / records.COMPARISON))
 
     before = results(output)
     again, told = run(plan_file, output)
@@ -351,41 +358,6 @@ def test_a_worker_that_dies_costs_its_run_alone(
     lora, molora = summary["tasks"][0]["rows"]
     assert [(t["seed"], t["error"]) for t in molora["test"]] == [(0, "did not run"), (1, None)] and len(told) == 4
     assert lora["mean"] is not None and molora["mean"] is None
-
-
-@dataclass
-class Stub:
-    """A trial as far as the pool looks at it; its `recipe` is what a stand-in for the worker is told."""
-
-    says: str
-
-    @property
-    def recipe(self) -> Any:
-        return self
-
-    def model_dump(self, mode: str) -> str:
-        return self.says
-
-    def finished(self) -> bool:
-        return False
-
-
-def test_a_worker_that_dies_is_replaced_and_each_run_is_heard_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in = "import os, sys\nfor line in sys.stdin:\n    if 'die' in line: os._exit(9)\n    os.write(1, b'.')"
-    popen = subprocess.Popen
-    monkeypatch.setattr(
-        pool.subprocess, "Popen", lambda command, **rest: popen([sys.executable, "-c", stand_in], **rest)
-    )
-    trials = [Stub(says) for says in ("a", "die", "b", "die", "c")]
-    told: list[str] = []
-    pool.run_all(trials, 2, lambda trial, done, total: told.append(trial.says))  # type: ignore[arg-type]
-    assert sorted(told) == ["a", "b", "c", "die", "die"]
-
-
-def test_workers_take_turns_on_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    seen = [environment["CUDA_VISIBLE_DEVICES"] for environment in pool._environments(3)]
-    assert seen == ["2", "5", "2"]
 
 
 def test_report_of_nothing_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

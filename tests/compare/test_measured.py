@@ -37,7 +37,9 @@ def test_a_share_of_right_rows_is_redrawn_by_row_and_another_figure_by_seed() ->
     found = measured(correlations)
     assert found.over == "seeds" and found.scores.means == pytest.approx([0.8, 0.8])
     # Two seeds' draws lie sqrt(2) as far from the mean as the seeds: a plain bootstrap has half the variance it should have.
-    assert sorted({*found.scores.draws[:, 0].round(6)}) == pytest.approx([0.8 - 0.2 * 2**0.5, 0.8, 0.8 + 0.2 * 2**0.5])
+    assert sorted({*found.scores.draws[0, :, 0].round(6)}) == pytest.approx(
+        [0.8 - 0.2 * 2**0.5, 0.8, 0.8 + 0.2 * 2**0.5]
+    )
     assert measured({**shares, "c": [Run(0.5), Run(0.5)]}).over == "seeds"  # one that does not say
     assert measured({**shares, "c": [Run(0.5, [[True, False]])] * 2}).over == "seeds"  # other rows
 
@@ -46,7 +48,7 @@ def test_an_average_of_tests_weighs_each_test_alike() -> None:
     right = [[True, False], [True] * 8]
     found = measured({"a": [Run(0.75, right)], "b": [Run(0.5, [[False, False], [True] * 8])]})
     assert found.scores.means == pytest.approx([0.75, 0.5])
-    assert found.over == "examples" and {*found.scores.draws[:, 0].round(6)} == {0.5, 0.75, 1.0}
+    assert found.over == "examples" and {*found.scores.draws[0, :, 0].round(6)} == {0.5, 0.75, 1.0}
 
 
 def test_a_method_with_a_failed_run_is_left_out() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
-from goat_peft.compare.statistics import Floats, average, paired_difference, ranks, resample, spread
+from goat_peft.compare.statistics import Floats, Resampled, average, paired_difference, ranks, resample, spread
 
 
 def test_interval_covers_the_true_difference_about_as_often_as_it_says() -> None:
@@ -85,12 +86,15 @@ def test_every_pair_of_an_average_has_the_spread_of_the_closed_form_and_the_inte
                 for chosen in (seeds, np.arange(5))
             )
             last.append(still + (5 / 4) ** 0.5 * (drawn - still))
-        sd = (closed_form(gaps[0][0]) + closed_form(gaps[1][0]) + float(np.var(last))) ** 0.5 / 3
+        variances = [closed_form(gaps[0][0]), closed_form(gaps[1][0]), float(np.var(last))]
+        sd = sum(variances) ** 0.5 / 3
         found = suite.difference(labels[one], labels[other])
         assert found.mean == pytest.approx(mean)
-        assert (suite.draws[:, one] - suite.draws[:, other]).std() == pytest.approx(sd, rel=0.05)
-        assert suite.freedom == 4 + 5 + 4
-        half = 2.160 * sd  # Student's t with 13 degrees of freedom
+        draws = suite.draws.mean(0)
+        assert (draws[:, one] - draws[:, other]).std() == pytest.approx(sd, rel=0.05)
+        assert suite.freedom == (4, 5, 4)
+        freedom = sum(variances) ** 2 / sum(v**2 / f for v, f in zip(variances, suite.freedom, strict=True))
+        half = student.ppf(0.975, freedom) * sd
         assert (found.low, found.high) == pytest.approx((mean - half, mean + half), abs=0.2 * sd)
 
 
@@ -118,22 +122,67 @@ def test_the_tasks_of_an_average_are_redrawn_on_their_own() -> None:
     draw = np.random.default_rng(0)
     suite = average([resample(["a", "b"], [values], draw) for _ in range(4)])
     # The mean of 4 seeds has a variance of var / 4, that of 4 such tasks a fourth of it again: seeds drawn alike for all would leave it whole.
-    assert suite.draws[:, 0].std() == pytest.approx((gaps.var(ddof=1) / 4 / 4) ** 0.5, rel=0.05)
+    assert suite.draws.mean(0)[:, 0].std() == pytest.approx((gaps.var(ddof=1) / 4 / 4) ** 0.5, rel=0.05)
 
 
-@pytest.mark.parametrize(("seeds", "tasks"), [(5, 1), (3, 1), (5, 4)])
-def test_intervals_over_few_seeds_cover_as_often_as_they_say(seeds: int, tasks: int) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "spreads"),
+    [((5,), (1,)), ((3,), (1,)), ((5, 5, 5, 5), (1, 1, 1, 1)), ((3, 5, 5, 5), (18, 2, 1, 2))],
+)
+def test_intervals_over_few_seeds_cover_as_often_as_they_say(
+    seeds: tuple[int, ...], spreads: tuple[float, ...]
+) -> None:
     generator = np.random.default_rng(6)
     labels = [*map(str, range(500)), "zero"]  # 500 trials at once, each a method of no true difference to `zero`
     hits = []
     for _ in range(6):
-        blocks = [np.zeros((501, seeds, 1)) for _ in range(tasks)]
-        for block in blocks:
-            block[:-1] = generator.normal(0, 1, (500, seeds, 1))
+        blocks = [np.zeros((501, count, 1)) for count in seeds]
+        for block, sd in zip(blocks, spreads, strict=True):
+            block[:-1] = generator.normal(0, sd, (500, block.shape[1], 1))
         suite = average([resample(labels, [block], generator, draws=400) for block in blocks])
         found = [suite.difference(label, "zero") for label in labels[:-1]]
         hits += [gap.low <= 0 <= gap.high for gap in found]
-    assert 0.93 <= np.mean(hits) <= 0.97
+    assert 0.92 <= np.mean(hits) <= 0.98
+
+
+def stretched(suite: Resampled) -> float:
+    """How much wider the interval of `a` less `b` is than the quantiles of its draws."""
+    found, draws = suite.difference("a", "b"), suite.draws.mean(0)
+    low, high = np.quantile(draws[:, 0] - draws[:, 1], [0.025, 0.975])
+    return (found.high - found.low) / (high - low)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "spreads", "t"),
+    [
+        ((5, 5, 5, 5), (1, 1, 1, 1), 2.120),  # equal spreads: the sum, 16 degrees of freedom
+        ((5, 5, 5, 5), (50, 1, 1, 1), 2.776),  # one task has nearly all of the spread: its own 4
+        ((3, 5, 5, 5), (1, 50, 1, 1), 2.776),
+        ((3, 5, 5, 5), (50, 1, 1, 1), 4.303),  # 2
+        ((5, 5), (2, 1), 2.459),  # (4 + 1)^2 / (16 / 4 + 1 / 4) = 5.88
+    ],
+)
+def test_an_average_has_the_freedom_of_the_tasks_that_spread(
+    seeds: tuple[int, ...], spreads: tuple[float, ...], t: float
+) -> None:
+    draw = np.random.default_rng(8)
+    tasks = []
+    for count, sd in zip(seeds, spreads, strict=True):
+        gaps = np.linspace(-1, 1, count)
+        gaps *= sd * (5 / count) ** -0.5 / gaps.std(ddof=1)  # so that the means of 3 and 5 seeds spread alike
+        tasks.append(resample(["a", "b"], [np.stack([gaps, np.zeros(count)])[:, :, None]], draw))
+    assert stretched(average(tasks)) == pytest.approx(t / 1.960, rel=0.01)
+
+
+def test_a_task_of_one_seed_adds_spread_and_takes_no_freedom() -> None:
+    draw = np.random.default_rng(9)
+    rows = np.stack([np.tile([1.0, -1.0], 50), np.zeros(100)])[:, None]  # the mean of 100 has a variance of 1 / 100
+    gaps = np.array([-1.0, -1.0, 0.0, 1.0, 1.0]) / 20**0.5  # that of 5 as well
+    lone, several = (resample(["a", "b"], [block], draw) for block in (rows, np.stack([gaps, np.zeros(5)])[:, :, None]))
+    assert stretched(lone) == stretched(average([lone, lone])) == pytest.approx(1)
+    assert stretched(average([lone, several])) == pytest.approx(2.120 / 1.960, rel=0.01)  # 2^2 / (1 / 4) = 16
+    same = average([resample(["a", "b"], [np.ones((2, 3, 1))], draw)] * 2).difference("a", "b")
+    assert (same.low, same.high) == pytest.approx((0, 0))
 
 
 def test_an_average_with_a_task_that_cannot_be_redrawn_has_no_interval() -> None:

@@ -235,3 +235,22 @@ def test_the_router_keeps_the_precision_of_float32_in_sixteen_bits(device: str) 
             ).saved.logits[0]
     wanted = drawn.x.double() @ drawn.members[0].router.double().T
     assert error(logits, wanted) < 2e-5
+
+
+@pytest.mark.parametrize("path", ["torch", "triton"])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_gradients_of_a_router_that_is_nearly_sure(path: str, top_k: int, device: str) -> None:
+    """Logits are whole numbers, so that float32 holds them exactly; what differs is the way back through the softmax."""
+    case = Case(40, 8, (16,), 4, 2, top_k, residual=False, base=False, masked=False)
+    drawn = draw(case, device, torch.float32)
+    drawn.x = torch.randint(-2, 3, (40, 8), device=device).double()
+    router = torch.randint(-1, 2, (4, 8), device=device).double()
+    drawn.x[:, 0], router[:, 0], router[0, 0] = 2, 0, 6  # the first expert leads by about 12
+    drawn.members[0] = drawn.members[0]._replace(router=router)
+    exact, fast = drawn.copy(torch.float64, torch.float64), drawn.copy(torch.float32, torch.float32)
+    _, statistics = expected(exact, case)
+    (statistics[:, :4] * drawn.grad_p).sum().backward()
+    with use_path(path):
+        _, found = routed_linears(fast.x, fast.members, Settings(top_k, 0.0, True))
+        (found.sum(1)[:, :4].double() * drawn.grad_p).sum().backward()
+    assert error(fast.members[0].router.grad, exact.members[0].router.grad) < 1e-6

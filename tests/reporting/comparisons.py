@@ -85,7 +85,14 @@ def made_up(names: tuple[str, ...] = ("rte", "cola")) -> dict[str, Any]:
         "run_info": {
             "created_at": "2026-11-23T10:00:00+00:00",
             "command": "goat compare mine",
-            "plan": {"common": {"r": 8}, "methods": methods, "baseline": "lora", "candidates": ["goat", "goat-2"]},
+            "plan": {
+                "common": {"r": 8},
+                "recipes": [{"label": t, "rate_factor": 1.0} for t in names],
+                "methods": methods,
+                "baseline": "lora",
+                "candidates": ["goat", "goat-2"],
+                "parallel": 1,
+            },
             "ran_on": [{"accelerator": "NVIDIA H100", **packages}],
         },
         "tasks": tasks,

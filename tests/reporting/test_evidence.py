@@ -48,7 +48,44 @@ def test_a_table_says_what_was_found(tmp_path: Path) -> None:
     assert best.endswith(
         "Picked by these averages, which the intervals leave out of account: the best of the candidates."
     )
-    assert "widened for few seeds by Student's t with 2 degrees of freedom" in caption
+    assert "by Student's t, degrees of freedom after Welch and Satterthwaite)" in caption
+    assert "; seconds of training, mean over tasks; bold" in caption
+
+
+def test_a_lone_task_has_a_number_of_degrees_of_freedom(tmp_path: Path) -> None:
+    caption = table(read_summary(stored(made_up(("rte",)), tmp_path / "mine.json"))).splitlines()[0]
+    assert "widened for few seeds by Student's t with 1 degrees of freedom)" in caption
+
+
+def test_seconds_of_runs_side_by_side_are_no_comparison(tmp_path: Path) -> None:
+    data = made_up()
+    data["run_info"]["plan"]["parallel"] = 2
+    caption = table(read_summary(stored(data, tmp_path / "mine.json"))).splitlines()[0]
+    assert (
+        "seconds of training, mean over tasks, of runs that may have shared a device: no speed comparison;" in caption
+    )
+    for plain in (1, None):
+        data["run_info"]["plan"] |= {"parallel": plain}
+        if plain is None:
+            del data["run_info"]["plan"]["parallel"]
+        assert "speed" not in table(read_summary(stored(data, tmp_path / "mine.json")))
+
+
+def test_tasks_that_multiply_the_rates_are_named(tmp_path: Path) -> None:
+    data = made_up()
+    rates = "learning rates 1e-4, 2.5e-4, for full 1e-5, 3e-5"
+    for recipes, said in (
+        ([{"label": "rte", "rate_factor": 2}, {"label": "cola"}], f"{rates}, times 2 on rte;"),
+        ([{"label": "rte", "rate_factor": 0.5}, {"label": "cola", "rate_factor": 0.5}], "times 0.5 on rte and cola;"),
+        ([{"label": "rte", "rate_factor": 1}, {"label": "cola", "rate_factor": 3.0}], f"{rates}, times 3 on cola;"),
+        (["rte", "cola"], f"{rates};"),  # files of before
+        ([], f"{rates};"),
+    ):
+        data["run_info"]["plan"]["recipes"] = recipes
+        text = table(read_summary(stored(data, tmp_path / "mine.json")))
+        assert said in text and "each method's learning rate chosen on validation;" in text
+    del data["run_info"]["plan"]["recipes"]
+    assert f"{rates};" in table(read_summary(stored(data, tmp_path / "mine.json")))
 
 
 def test_a_failed_or_missing_run_leaves_no_average(tmp_path: Path) -> None:
@@ -94,7 +131,11 @@ def test_methods_that_train_every_weight_are_no_rivals_of_candidates(tmp_path: P
     [
         (("examples", "examples"), 0, "bootstrap over rows alone; one seed, whose spread is not known)"),
         (("seeds", "examples"), 4, "bootstrap over seeds alone, over rows alone on cola; widened"),
-        (("seeds", "seeds"), 4, "bootstrap over seeds alone; widened for few seeds by Student's t with 8 degrees"),
+        (
+            ("seeds", "seeds"),
+            4,
+            "bootstrap over seeds alone; widened for few seeds by Student's t, degrees of freedom after",
+        ),
         (("seeds", "seeds"), None, "over seeds alone; too narrow where seeds are few: the file is older"),
         (("seeds", None), 0, "differences of averages in points without intervals: nothing can be redrawn on cola;"),
     ],
@@ -126,7 +167,11 @@ def test_development_on_validation_rows_says_so_and_so_does_one_rate(tmp_path: P
     for method in data["run_info"]["plan"]["methods"]:
         method["learning_rates"] = method["learning_rates"][:1]
     text = table(read_summary(stored(data, tmp_path / "fixed.json")))
-    assert "one learning rate per method" in text and cells(text)["goat"][0] == "**63.0** ± 2.8"
+    assert "one learning rate per method;" in text and cells(text)["goat"][0] == "**63.0** ± 2.8"
+    data["run_info"]["plan"]["recipes"][1]["rate_factor"] = 2.0
+    text = table(read_summary(stored(data, tmp_path / "fixed.json")))
+    assert "one learning rate per method, times the task's factor;" in text
+    assert "learning rates 1e-4, for full 1e-5, times 2 on cola;" in text
 
 
 def test_files_from_before_the_differences_of_all_pairs_are_read(tmp_path: Path) -> None:

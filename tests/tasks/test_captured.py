@@ -14,14 +14,27 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, set_seed
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    GPT2Config,
+    GPT2LMHeadModel,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
 from transformers.utils import import_utils
 
 from goat_peft import recipes
 from goat_peft.errors import UserError
 from goat_peft.recipes.schema import METHODS
 from goat_peft.tasks import bind, captured, processes
-from goat_peft.tasks.text_classification import FewLengths, TextClassification
+from goat_peft.tasks.captured import FewLengths
+from goat_peft.tasks.text_classification import TextClassification
+from goat_peft.tasks.trainers import ClassificationTrainer
 from goat_peft.training import engines, train
 from goat_peft.training import run as run_module
 from goat_peft.training.evaluation import usage_rows
@@ -257,6 +270,8 @@ def test_generation_too(texts: dict, tapes: Tapes, accumulation: int) -> None:
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_generation_has_the_loss_of_trl(texts: dict, tapes: Tapes, accumulation: int) -> None:
+    """The response's alone, whatever the balance loss is."""
+    texts["method"]["router_aux_loss_coef"] = 0.3
     settings = {"gradient_accumulation_steps": accumulation}
     theirs, ours = trained(texts, captures=False, **settings), trained(texts, shapes=0, **settings)
     losses, norms = (
@@ -264,6 +279,65 @@ def test_generation_has_the_loss_of_trl(texts: dict, tapes: Tapes, accumulation:
     )
     assert len(losses[0]) >= 7 and losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert norms[0] == pytest.approx(norms[1], rel=2e-2)
+
+
+def test_no_text_is_padded_beyond_what_the_model_can_read(texts: dict, tapes: Tapes, tmp_path: Path) -> None:
+    """GPT-2 has one embedding for each of 48 places; the longest text has fewer tokens, and 64 is the next multiple of 32."""
+    tokenizer = AutoTokenizer.from_pretrained(texts["model"]["name"])
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=48, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    texts["model"]["name"], texts["task"]["max_length"] = str(tmp_path / "gpt2"), 48
+    assert trained(texts).notes == [] and tapes.replays > 5
+
+
+class Latecomer(BertForSequenceClassification):
+    """Has a bias that takes part from the fourth training forward on."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.late = torch.nn.Parameter(torch.zeros(2))
+        self.forwards = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        labels = kwargs.pop("labels")
+        output = super().forward(*args, **kwargs)
+        self.forwards += self.training
+        logits = output.logits + (self.late if self.forwards > captured.EAGER else 0.0)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_gradient_from_a_refused_capture_is_dropped(tiny_bert_dir: Path, tapes: Tapes, tmp_path: Path) -> None:
+    """It would count twice here, and on a GPU be memory that nothing wrote."""
+    rows = [{"input_ids": [5, 6, 7 + i % 3], "attention_mask": [1, 1, 1], "labels": i % 2} for i in range(24)]
+    found = []
+    for captures in (False, True):
+        set_seed(0)
+        model = Latecomer(BertConfig.from_pretrained(tiny_bert_dir, num_labels=2))
+        arguments = TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=4,
+            logging_steps=1,
+            report_to=[],
+            remove_unused_columns=False,
+            save_strategy="no",
+            use_cpu=True,
+        )
+        trainer = ClassificationTrainer(model=model, args=arguments, train_dataset=rows)
+        if captures:
+            trainer.capture_steps(lambda note: None)
+        trainer.train()
+        found.append([row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row])
+    (note,) = trainer.notes
+    assert "a gradient is not where the steps before had it" in note
+    assert len(found[0]) == 18 and found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_a_training_of_rare_shapes_says_that_nothing_was_captured(recipe: dict, tapes: Tapes) -> None:
+    same = trained(recipe, epochs=None, max_steps=3)
+    (note,) = same.notes
+    assert "no step was captured" in note and tapes.captures == 0
 
 
 @on_a_gpu
@@ -339,7 +413,7 @@ def test_a_run_tells_what_became_of_it(recipe: dict, capsys: pytest.CaptureFixtu
 
 
 def test_batches_have_few_lengths(tiny_bert_dir: Path) -> None:
-    pad = FewLengths(AutoTokenizer.from_pretrained(tiny_bert_dir), longest=70)
+    pad = FewLengths(DataCollatorWithPadding(AutoTokenizer.from_pretrained(tiny_bert_dir)), longest=70)
     lengths = [
         pad([{"input_ids": [5] * n, "attention_mask": [1] * n}, {"input_ids": [5], "attention_mask": [1]}])[
             "input_ids"

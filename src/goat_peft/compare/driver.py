@@ -116,7 +116,7 @@ def _task(
         row["rank"] = rank
     metric, split = (task.metric, "test") if task.seeds else (task.tuning_metric, "validation")
     about = {"task": task.recipe, "name": task.label, "metric": metric, "split": split}
-    return about | {"freedom": measured.scores.freedom, "rows": rows}
+    return about | {"freedom": measured.scores.freedom[0], "rows": rows}
 
 
 def _row(method: MethodPlan, tuning: list[Trial], scored: list[Trial], output: Path) -> dict[str, Any]:

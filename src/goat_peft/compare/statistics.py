@@ -27,33 +27,39 @@ class Difference:
 class Resampled:
     """What several methods scored, on one task or on the average of several, and what they would score on redrawn seeds and examples.
 
-    Row `i` of `draws` is the same redraw for every method, so that a difference of two columns is a paired one.
+    A row of `draws` is the same redraw for every method, so that a difference of two columns is a paired one.
     """
 
     labels: list[str]
     means: Floats  # (methods,)
-    draws: Floats  # (draws, methods)
+    draws: Floats  # (tasks, draws, methods)
     varies: bool  # False where a value, or one of those averaged, stands alone: nothing of it can be redrawn
-    freedom: int  # degrees of freedom that the seeds leave; 0 where there is one seed, whose spread is not known
+    freedom: tuple[int, ...]  # by task, seeds - 1: of one seed the spread is not known
 
     def difference(self, method: str, other: str, confidence: float = 0.95) -> Difference:
         """`method` less `other`, with its interval; raise `ValueError` for a label that is not there.
 
-        The interval is the draws' quantiles, their distances from the mean times `t / z`: the quantile of Student's t with `freedom` degrees over
-        that of the normal, because a few seeds know their own spread badly. With one seed nothing is stretched: the interval is that of the
-        examples alone.
+        The interval is the draws' quantiles, their distances from the mean times `t / z`: the quantile of Student's t over that of the normal,
+        because a few seeds know their own spread badly. With one seed on every task nothing is stretched: the interval is that of the examples
+        alone.
         """
         here, there = self.labels.index(method), self.labels.index(other)
         mean = float(self.means[here] - self.means[there])
         if not self.varies:
             return Difference(mean, None, None)
-        gaps = self.draws[:, here] - self.draws[:, there]
-        low, high = np.quantile(gaps, [(1 - confidence) / 2, (1 + confidence) / 2])
-        stretch = self._stretch((1 + confidence) / 2)
+        gaps = self.draws[:, :, here] - self.draws[:, :, there]
+        level = (1 + confidence) / 2
+        low, high = np.quantile(gaps.mean(0), [1 - level, level])
+        stretch = self._stretch(gaps.var(1), level)
         return Difference(mean, mean + stretch * float(low - mean), mean + stretch * float(high - mean))
 
-    def _stretch(self, level: float) -> float:
-        return float(student.ppf(level, self.freedom) / norm.ppf(level)) if self.freedom else 1.0
+    def _stretch(self, variances: Floats, level: float) -> float:
+        """`t / z` with Welch and Satterthwaite's degrees of freedom, (sum v)^2 / sum(v^2 / f) over tasks of variance v and `freedom` f.
+
+        A task of one seed adds to the first sum alone. The examples' share of v counts as if it were the seeds': fewer degrees, a wider interval.
+        """
+        doubt = sum(v**2 / f for v, f in zip(variances, self.freedom, strict=True) if f)
+        return float(student.ppf(level, variances.sum() ** 2 / doubt) / norm.ppf(level)) if doubt else 1.0
 
 
 def resample(labels: list[str], blocks: list[Floats], generator: np.random.Generator, draws: int = _DRAWS) -> Resampled:
@@ -81,15 +87,14 @@ def resample(labels: list[str], blocks: list[Floats], generator: np.random.Gener
         found.append(np.einsum("dms,ds->dm", total, by_seed) / len(blocks))
     means = np.mean([block.mean((1, 2)) for block in blocks], axis=0)
     varies = all(block.shape[1:] != (1, 1) for block in blocks)
-    return Resampled(labels, means, np.concatenate(found), varies, seeds - 1)
+    return Resampled(labels, means, np.concatenate(found)[None], varies, (seeds - 1,))
 
 
 def average(tasks: list[Resampled]) -> Resampled:
     """The mean over tasks, for the methods that every task has; each task is redrawn on its own.
 
     The tasks themselves stay, so that an interval speaks of these tasks alone. A task that cannot be redrawn leaves no interval: one of the others
-    would hide its spread. The degrees of freedom are the sum over tasks, which supposes that seeds spread alike on all of them; where one task's
-    seeds spread far more than the others', the interval is too narrow.
+    would hide its spread.
     """
     labels = [label for label in tasks[0].labels if all(label in task.labels for task in tasks)]
     if not labels:
@@ -98,15 +103,15 @@ def average(tasks: list[Resampled]) -> Resampled:
     return Resampled(
         labels,
         np.mean([task.means[place] for task, place in zip(tasks, places, strict=True)], axis=0),
-        np.mean([task.draws[:, place] for task, place in zip(tasks, places, strict=True)], axis=0),
+        np.concatenate([task.draws[:, :, place] for task, place in zip(tasks, places, strict=True)]),
         all(task.varies for task in tasks),
-        sum(task.freedom for task in tasks),
+        sum((task.freedom for task in tasks), ()),
     )
 
 
 def nothing() -> Resampled:
     """What is known of no methods at all."""
-    return Resampled([], np.zeros(0), np.zeros((0, 0)), False, 0)
+    return Resampled([], np.zeros(0), np.zeros((1, 0, 0)), False, (0,))
 
 
 def paired_difference(

@@ -106,6 +106,8 @@ def _seconds(summary: Summary, label: str) -> str:
 def _caption(summary: Summary) -> str:
     common = ", ".join(f"{key}={value}" for key, value in summary.plan["common"].items())
     rates = "each method's learning rate chosen on validation" if summary.chosen else "one learning rate per method"
+    if _factors(summary) and not summary.chosen:
+        rates += ", times the task's factor"
     if summary.splits == {"validation"} and summary.chosen:
         rates = "each method's best learning rate on these same rows, which flatters all of them"
     parts = [
@@ -115,6 +117,8 @@ def _caption(summary: Summary) -> str:
         f"differences {'of averages ' if len(summary.tasks) > 1 else ''}in points {_intervals(summary)}",
     ]
     seconds = "seconds of training" + (", mean over tasks" if len(summary.tasks) > 1 else "")
+    if summary.plan.get("parallel", 1) > 1:
+        seconds += ", of runs that may have shared a device: no speed comparison"
     return "; ".join([*parts, seconds, "bold: best of its column"]) + "."
 
 
@@ -141,10 +145,12 @@ def _widened(summary: Summary) -> str:
     """How the intervals allow for few seeds."""
     if any(task.get("freedom") is None for task in summary.tasks):
         return "too narrow where seeds are few: the file is older than their widening"
-    freedom = sum(task["freedom"] for task in summary.tasks)
-    if not freedom:
+    freedom = [task["freedom"] for task in summary.tasks]
+    if not any(freedom):
         return "one seed, whose spread is not known"
-    return f"widened for few seeds by Student's t with {freedom} degrees of freedom"
+    lone = f" with {freedom[0]} degrees of freedom"
+    several = ", degrees of freedom after Welch and Satterthwaite"
+    return "widened for few seeds by Student's t" + (lone if len(freedom) == 1 else several)
 
 
 def _candidates(summary: Summary) -> list[str]:
@@ -242,11 +248,16 @@ def _rates(summary: Summary) -> str:
     for method in summary.plan["methods"]:
         groups.setdefault(", ".join(map(rate_text, method["learning_rates"])), []).append(method["label"])
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    tasks: dict[str, list[str]] = {}
-    for task in summary.plan.get("recipes", []):
-        if isinstance(task, str):  # files of before
-            continue
-        tasks.setdefault(f"{task.get('rate_factor', 1.0):g}", []).append(task["label"])
-    multiplied = [f"times {factor} on {' and '.join(names)}" for factor, names in tasks.items() if factor != "1"]
+    multiplied = [f"times {factor:g} on {' and '.join(names)}" for factor, names in _factors(summary).items()]
     others = [f"for {' and '.join(labels)} {rates}" for rates, labels in ordered[1:]]
     return ", ".join([ordered[0][0], *others, *multiplied])
+
+
+def _factors(summary: Summary) -> dict[float, list[str]]:
+    """Names of the tasks on which every rate is multiplied, by what."""
+    found: dict[float, list[str]] = {}
+    for task in summary.plan.get("recipes", []):
+        factor = 1.0 if isinstance(task, str) else task.get("rate_factor", 1.0)  # a name alone in the files of before
+        if factor != 1:
+            found.setdefault(factor, []).append(task["label"])
+    return found

@@ -76,11 +76,18 @@ class Method(_Stored):
     learning_rates: list[float] = Field(min_length=1)
 
 
+class Recipe(_Stored):
+    label: Label
+    rate_factor: float = Field(1.0, gt=0)
+
+
 class Plan(_Stored):
     common: dict[str, Any]
+    recipes: list[Recipe | str] = []  # names alone in the files of before
     methods: list[Method] = Field(min_length=1)
     baseline: str
     candidates: list[str] = []
+    parallel: int = Field(1, gt=0)
 
 
 class Place(_Stored):

@@ -6,6 +6,7 @@ A replay repeats what the device did, not what Python did. So whatever a step le
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -119,6 +120,11 @@ class Gradients:
         if empty:
             torch._foreach_zero_(empty)
 
+    def drop_others(self, model: nn.Module) -> None:
+        """Take gradients away that are not the tensors attached: what a refused capture left was recorded, never computed."""
+        for parameter in model.parameters():
+            parameter.grad = self._held.get(parameter)
+
     def forget(self) -> None:
         """Let the tensors go."""
         self._held.clear()
@@ -135,11 +141,28 @@ class _Captured:
     replay: Step
 
 
+class FewLengths:
+    """A collator that pads to the next multiple of `MULTIPLE` tokens, but not beyond `longest`, the training data's longest text.
+
+    `collator` pads rows of `input_ids` to a multiple of its `pad_to_multiple_of`.
+    """
+
+    def __init__(self, collator: Any, longest: int) -> None:
+        self.collator, self.longest = collator, longest
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad the rows; a batch with a text longer than `longest` to its own length."""
+        own = max(len(row["input_ids"]) for row in rows)
+        self.collator.pad_to_multiple_of = max(own, min(math.ceil(own / MULTIPLE) * MULTIPLE, self.longest))
+        return dict(self.collator(rows))
+
+
 class CapturedSteps:
     """Mix-in for a Trainer of one process and one device: after `capture_steps`, forward and backward are captured and replayed.
 
     Clipping, optimiser, schedule and callbacks are the trainer's as ever. A step that cannot be captured ends it for the rest of the training,
-    with a line in `notes`.
+    with a line in `notes`, and so does a training of which no step was. A parameter that only some steps use has a gradient of zeros in the others,
+    not none, so that the optimiser's momentum moves it there.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -167,7 +190,12 @@ class CapturedSteps:
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; the graphs and their memory are given back at the end."""
         try:
-            return super().train(*args, **kwargs)  # type: ignore[misc]
+            outcome = super().train(*args, **kwargs)  # type: ignore[misc]
+            if self.captures and not self._captured:
+                self._note(
+                    f"training.cuda_graphs=True: no step was captured, as no shape of batch came more than {EAGER} times"
+                )
+            return outcome
         finally:
             self._forget()
 
@@ -194,7 +222,8 @@ class CapturedSteps:
             if self._seen[shape] == EAGER:
                 self._gradients.attach()  # so that the kernels which add to them are known as well
             loss = on(batch)
-            self._gradients.learn(model)
+            if self.captures:
+                self._gradients.learn(model)
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -226,6 +255,7 @@ class CapturedSteps:
                 replay = self._recorder.capture(lambda: step(held))  # type: ignore[union-attr]
                 self._gradients.check(model)
             except Exception as error:  # noqa: BLE001 - whatever it was, the step runs again, and raises what is its own
+                self._gradients.drop_others(model)
                 # What the step met first; the end of a broken capture raises once more.
                 self._give_up(error.__context__ or error)
                 return None

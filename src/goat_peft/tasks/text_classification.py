@@ -30,7 +30,7 @@ from transformers import (
 from ..errors import UserError, closest
 from . import processes
 from .base import DataTask, Family, Scores, Scoring, Task, register
-from .captured import MULTIPLE
+from .captured import FewLengths
 from .data import fill, require_columns, template_columns
 from .decoding import eval_mode
 from .trainers import ClassificationTrainer
@@ -222,22 +222,8 @@ class TextTrainer(ClassificationTrainer):
         """As `CapturedSteps` has it."""
         captures = super().capture_steps(tell)
         if captures:
-            longest = max(self.train_dataset["length"])  # type: ignore[index]
-            self.data_collator = FewLengths(self.data_collator.tokenizer, longest)  # type: ignore[assignment,union-attr]
+            self.data_collator = FewLengths(self.data_collator, max(self.train_dataset["length"]))  # type: ignore[index]
         return captures
-
-
-class FewLengths:
-    """Pads a batch to the next multiple of `captured.MULTIPLE` tokens, but not beyond `longest`, the data's longest text."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
-        self.tokenizer, self.longest = tokenizer, longest
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pad rows of `input_ids` and more; a batch of longer texts than `longest` to its own."""
-        own = max(len(row["input_ids"]) for row in rows)
-        length = max(own, min(math.ceil(own / MULTIPLE) * MULTIPLE, self.longest))
-        return DataCollatorWithPadding(self.tokenizer, padding="max_length", max_length=length)(rows)
 
 
 def figures(names: list[str], truth: list[Any], guesses: list[Any], labels: list[Any] | None) -> dict[str, float]:

@@ -8,16 +8,20 @@ number of accumulation steps. Those trainers set `model_accepts_loss_kwargs = Fa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import Trainer
 from trl import SFTTrainer
 
 from ..errors import UserError
-from .captured import MULTIPLE, CapturedSteps
+from .captured import CapturedSteps, FewLengths
 
 # An expert with less than this part of an even share counts as idle.
 IDLE = 0.1
@@ -109,12 +113,47 @@ class ClassificationTrainer(CapturedSteps, OwnRates, BalanceLog, Trainer):
 class _Unwatched(CapturedSteps, SFTTrainer):
     """SFTTrainer whose loss waits for nothing where steps are captured: there TRL's entropy and token accuracy are not logged."""
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The mean over the batch's response tokens of -log p, as the model computes it from its labels, or as TRL does."""
-        # A sparse base has a loss of its own, which TRL adds.
-        if not self.captures or not model.training or self.aux_loss_enabled:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        return Trainer.compute_loss(self, model, inputs | {"use_cache": False}, *args, **kwargs)
+    most_labels: int
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over the response tokens of -log p, as TRL has it: its figure is without the balance loss, whose gradient it carries."""
+        if not self.captures or not model.training or self.aux_loss_enabled:  # TRL adds a sparse base's own loss
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        bare = self.accelerator.unwrap_model(model)
+        head = bare.get_output_embeddings()
+        if isinstance(head, BaseTunerLayer):  # whose experts count all tokens
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"][:, 1:]
+        # Of each row as many positions as the longest response has, its own first: how many a batch needs, only the device knows.
+        places = (labels != -100).byte().argsort(dim=1, descending=True, stable=True)[:, : self.most_labels]
+        wanted = labels.gather(1, places)
+        with _reading(head, places):
+            logits = model(
+                **{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False
+            ).logits
+        total = nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="sum")
+        own = (wanted != -100).sum()
+        items = own if num_items_in_batch is None else num_items_in_batch
+        loss = total / items
+        aux = bare.get_aux_loss() if hasattr(bare, "get_aux_loss") else None
+        return loss if aux is None else loss + (aux - aux.detach()) * own / items
+
+
+@contextmanager
+def _reading(head: nn.Module, places: torch.Tensor) -> Iterator[None]:
+    """Let `head` read `places` (rows, n) alone of what it is given (rows, length, width)."""
+
+    def pick(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = given[0]
+        return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])), *given[1:]
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class GenerationTrainer(OwnRates, BalanceLog, _Unwatched):
@@ -124,7 +163,11 @@ class GenerationTrainer(OwnRates, BalanceLog, _Unwatched):
         """As `CapturedSteps` has it; batches are padded to few lengths, as each needs a graph."""
         captures = super().capture_steps(tell)
         if captures:
-            self.data_collator.pad_to_multiple_of = MULTIPLE  # type: ignore[union-attr]
+            rows: Any = self.train_dataset.with_format("arrow")[:]  # type: ignore[union-attr,index]
+            longest = pc.max(pc.list_value_length(rows["input_ids"])).as_py()
+            self.data_collator = FewLengths(self.data_collator, longest)
+            labels = pc.list_flatten(rows["labels"]).to_numpy()
+            self.most_labels = int(np.bincount(pc.list_parent_indices(rows["labels"]).to_numpy()[labels != -100]).max())
         return captures
 
 

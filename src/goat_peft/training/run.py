@@ -86,6 +86,8 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Run:
         raise UserError(
             f"evaluation.folder={recipe.evaluation.folder}: needs evaluation.tests; give task.data.folder for the task's own rows"
         )
+    engines.check_precision(recipe.training)
+    engines.check_graphs(recipe.training)
     folder, checkpoint = _open(recipe, resume, overwrite)
     started, clock = record.now(), time.perf_counter()
     room = full_disk_explained(f"output_dir={folder.path}", lambda: _after_full_disk(folder))
@@ -327,8 +329,6 @@ class _Session:
 def training_arguments(recipe: Recipe, folder: RunFolder, watch_validation: bool) -> dict[str, Any]:
     """Translate a recipe's `training` and `evaluation` blocks into transformers' `TrainingArguments`."""
     settings, scoring = recipe.training, recipe.evaluation
-    engines.check_precision(settings)
-    engines.check_graphs(settings)
     epochs = 3.0 if settings.epochs is None and settings.max_steps is None else settings.epochs
     arguments: dict[str, Any] = {
         "output_dir": str(folder.checkpoints),
