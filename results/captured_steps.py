@@ -126,4 +126,5 @@ def main():
             arguments.out.write_text(json.dumps(about | {"rows": rows}, indent=1))
 
 
-main()
+if __name__ == "__main__":
+    main()
