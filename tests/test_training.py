@@ -263,6 +263,12 @@ def test_a_finished_run_is_replaced_only_when_asked(classify: dict, tmp_path: Pa
         train(recipe)
     with pytest.raises(UserError, match="the run is finished"):
         train(recipe, resume=True)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    typos = {"model__name": str(tmp_path / "typo"), "task__data__train__path": str(tmp_path / "typo.jsonl")}
+    for field, value in typos.items():
+        with pytest.raises(UserError, match="typo"):
+            train(checked(classify, training__max_steps=1, training__epochs=None, **{field: value}), overwrite=True)
+        assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
     train(recipe, overwrite=True)
     assert (path / "notes.txt").read_text() == "mine"
     foreign = tmp_path / "foreign"

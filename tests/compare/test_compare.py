@@ -152,6 +152,34 @@ def test_a_failed_run_is_out_and_tried_again(plan_file: Path, tmp_path: Path) ->
     assert [text for text in told if "lr 1e+30" in text] == told and len(told) == 1
 
 
+def test_a_method_without_a_figure_is_one_line_and_an_exit_code_after_all_is_written(
+    plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate that diverges, as full's larger one first, is what a sweep is there to find, and no failure."""
+    lora = "{name: lora, learning_rates: [1.0e-3, 2.0e-3]}"
+    others = ("baseline=lora", "common={}", "overrides=[training.max_grad_norm=0]", "seeds=[0]")
+    for rates, told in (("[1.0e-3, 1.0e+30]", "1 of 4 runs"), ("[1.0e+29, 1.0e+30]", "2 of 4 runs")):
+        methods = f"methods=[{lora}, {{name: full, learning_rates: {rates}}}]"
+        command = ["compare", str(plan_file), methods, *others, "--output", str(tmp_path / "out")]
+        if told.startswith("1"):
+            main_ok(*command)
+        else:
+            with pytest.raises(SystemExit) as stop:
+                main(command)
+            assert stop.value.code == 1
+        said = capsys.readouterr()
+        assert f"{told} that choose a rate failed; their rates are out" in " ".join(said.out.split())
+        assert "holds the figures" in said.out and read_summary(tmp_path / "out" / records.COMPARISON).rows
+        errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+        assert errors == [] if told.startswith("1") else "a run failed of full on" in errors[0]
+
+
+def test_help_names_every_shipped_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    main_ok("compare", "--help")
+    said = " ".join(re.sub(r"[^\w(),.-]+", " ", capsys.readouterr().out).split())
+    assert f"a shipped plan ({', '.join(shipped_plans())})" in said
+
+
 def test_ties_take_the_smaller_rate() -> None:
     class Fake:
         def __init__(self, rate: float, value: float | None) -> None:
@@ -173,6 +201,12 @@ def test_ties_take_the_smaller_rate() -> None:
         (("methods=[lorra]",), "did you mean lora"),
         (("seeds=[0, 0]",), "plan.seeds: "),
         (("sedes=[0]",), "did you mean seeds"),
+        (
+            ("common.lora_alhpa=16",),
+            "plan.common.lora_alhpa: no method of the plan has this option; did you mean lora_alpha",
+        ),
+        (("common.name=lora",), "plan.common.name: no method of the plan has this option"),
+        (("common.preset=soft",), "plan.common.preset: no method of the plan has this option"),  # goat's alone
         (("candidates=[molorra]",), "plan.candidates=molorra: is not among the methods; did you mean molora"),
     ],
 )

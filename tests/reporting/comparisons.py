@@ -80,6 +80,7 @@ def made_up(names: tuple[str, ...] = ("rte", "cola")) -> dict[str, Any]:
     methods = [
         {"label": label, "learning_rates": [1e-5, 3e-5] if label == "full" else [1e-4, 2.5e-4]} for label in labels
     ]
+    methods[0] |= {"options": {}, "overrides": []}  # absent from the others, as in files of before
     packages = {f"{name}-version": "1.2" for name in ("goat-peft", "torch", "transformers", "peft")}
     return {
         "run_info": {
@@ -87,7 +88,7 @@ def made_up(names: tuple[str, ...] = ("rte", "cola")) -> dict[str, Any]:
             "command": "goat compare mine",
             "plan": {
                 "common": {"r": 8},
-                "recipes": [{"label": t, "rate_factor": 1.0} for t in names],
+                "recipes": [{"label": t, "rate_factor": 1.0, "overrides": ["model=/tmp/m"]} for t in names],
                 "methods": methods,
                 "baseline": "lora",
                 "candidates": ["goat", "goat-2"],

@@ -43,6 +43,12 @@ def test_a_mean_that_is_not_its_runs_is_refused(tmp_path: Path) -> None:
         (lambda data: data["tasks"][0]["rows"][2].update(gap(None)), "goat on rte has difference None"),
         (lambda data: data["tasks"][0]["rows"][1].update(around(0.0)), "lora on rte has difference 0.0"),
         (lambda data: data["tasks"][1]["rows"][2].update(low=0.03), "goat on cola: low 0.03 and high"),
+        (
+            lambda data: data["tasks"][1]["rows"][2].update(
+                sweep=[{"learning_rate": rate, "value": 0.3, "error": None} for rate in (1e-4, 1e-3, 1e-3)]
+            ),
+            "goat on cola has learning_rate 0.00025, and its sweep tried 0.0001, 0.001;",
+        ),
         (lambda data: data["overall"][2].update(around(0.04)), "the average of goat has difference 0.04"),
         (lambda data: data["overall"][2].update(high=0.03), "the average of goat: low 0.02"),
         (lambda data: data["overall"][2].update(low=None), "the average of goat: low None"),
@@ -92,6 +98,12 @@ def place(data: Any, path: Sequence[str | int]) -> Any:
         (put("2", "run_info", "plan", "recipes", 0, "rate_factor"), "run_info.plan.recipes.0.Recipe.rate_factor"),
         (put(None, "run_info", "plan", "recipes", 0, "rate_factor"), "run_info.plan.recipes.0.Recipe.rate_factor"),
         (put(0, "run_info", "plan", "recipes", 0, "rate_factor"), "run_info.plan.recipes.0.Recipe.rate_factor"),
+        (put(None, "run_info", "plan", "methods", 0, "options"), "run_info.plan.methods.0.options"),
+        (put(["preset"], "run_info", "plan", "methods", 0, "options"), "run_info.plan.methods.0.options"),
+        (put("x=1", "run_info", "plan", "methods", 0, "overrides"), "run_info.plan.methods.0.overrides"),
+        (put([1], "run_info", "plan", "overrides"), "run_info.plan.overrides.0"),
+        (put([None], "run_info", "plan", "recipes", 0, "overrides"), "run_info.plan.recipes.0.Recipe.overrides.0"),
+        (put([{"value": 0.5, "error": None}], "tasks", 0, "rows", 1, "sweep"), "tasks.0.rows.1.sweep.0.learning_rate"),
         (put("2", "run_info", "plan", "parallel"), "run_info.plan.parallel"),
         (put(0, "run_info", "plan", "parallel"), "run_info.plan.parallel"),
         (put("0.58", "tasks", 0, "rows", 1, "test", 0, "value"), "tasks.0.rows.1.test.0.value"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from comparisons import ROOT, cells, gap, made_up, stored, unranked
@@ -94,7 +95,10 @@ def test_a_failed_or_missing_run_leaves_no_average(tmp_path: Path) -> None:
     failed = next(row for row in rte["rows"] if row["label"] == "goat-2")
     failed["test"][1] |= {"value": None, "error": "the loss is nan"}
     failed |= {"mean": None, "sd": None, **gap(None)}
-    cola["rows"][2]["sweep"] = [{"value": 0.3, "error": None}, {"value": None, "error": "the loss is nan"}]
+    cola["rows"][2]["sweep"] = [
+        {"learning_rate": 2.5e-4, "value": 0.3, "error": None},
+        {"learning_rate": 1e-4, "value": None, "error": "the loss is nan"},
+    ]
     cola["rows"] = [row for row in cola["rows"] if row["label"] != "full"]
     unranked(data, "full", "goat-2")
     text = table(read_summary(stored(data, tmp_path / "mine.json")))
@@ -182,6 +186,37 @@ def test_files_from_before_the_differences_of_all_pairs_are_read(tmp_path: Path)
     for row in data["overall"]:
         del row["against"]
     assert cells(table(read_summary(stored(data, tmp_path / "old.json"))))["goat"][3] == "+3.50 (+2.00 to +5.00)"
+
+
+def test_what_the_plan_set_for_methods_tasks_and_all_is_below_the_table(tmp_path: Path) -> None:
+    data = made_up()
+    plan = data["run_info"]["plan"]
+    assert not {"Options", "Overrides"} & {line.partition(":")[0] for line in lines(data, tmp_path)}
+    plan["methods"][2]["options"] = {"preset": "soft", "shared_A": True}
+    plan["methods"][3] |= {"options": {"rates": {"a": 1}}, "overrides": ["training.epochs=2", "x=`|`"]}
+    plan["overrides"] = ["training.bf16=true", "evaluation.folder=/tmp/t"]
+    plan["recipes"][0]["overrides"] = [
+        "task.data.train={path: /tmp/train.jsonl, rows: 9}",
+        "task.data.test={path: /tmp/test.jsonl, limit: 4}",
+        "task.data.folder=/tmp",
+        "task.data.test.rows=3",
+        "task.data.train.limit=100",
+        "model=/tmp/model",
+    ]
+    plan["recipes"][1]["overrides"] = ["model=/tmp/model"]
+    found = lines(data, tmp_path)
+    assert (
+        "Options: goat `preset=soft`, `shared_A=true`; goat-2 `rates={\"a\": 1}`, `training.epochs=2`, `x='|'`."
+        in found
+    )
+    assert (
+        "Overrides: every run `training.bf16=true`; "
+        "rte `task.data.test={path: /tmp/test.jsonl, limit: 4}`, `task.data.train.limit=100`."
+    ) in found
+
+
+def lines(data: dict[str, Any], folder: Path) -> list[str]:
+    return table(read_summary(stored(data, folder / "mine.json"))).splitlines()
 
 
 def test_rates_are_short() -> None:

@@ -49,5 +49,5 @@ def test_a_rate_of_its_own_comes_before_a_factor_and_decay_stays(tmp_path: Path)
 
 @pytest.mark.parametrize("field", ["rates", "rate_factors"])
 def test_a_pattern_that_finds_nothing_is_refused(field: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"training\.{field}\.router: no trained parameter"):
+    with pytest.raises(UserError, match=rf"training\.{field}\.router=2: no trained parameter"):
         _trainer(tmp_path, **{field: {"router": 2.0}}).create_optimizer()

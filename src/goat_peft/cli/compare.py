@@ -17,13 +17,15 @@ HELP = "Compare methods: learning rates chosen on validation, the choice scored 
 
 
 def compare(
-    plan: Annotated[str, typer.Argument(help="YAML file, or a shipped plan (demo, evidence)")],
+    plan: Annotated[
+        str, typer.Argument(help="YAML file, or a shipped plan (ablations, demo, evidence, evidence-fixed)")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as parallel=2")] = None,
     output: Annotated[
         Path | None, typer.Option(help="folder of the comparison; runs/compare-NAME when not given")
     ] = None,
 ) -> None:
-    """Run what is missing, print the table."""
+    """Run what is missing, print the table; exit 1 when a method has no figure on a task."""
     from .. import compare as job
     from ..training import Interrupted
 
@@ -50,6 +52,15 @@ def compare(
     if seeds == 1:
         say("one seed: intervals speak of test rows alone, and nothing of how runs differ")
     say(f"{folder / 'comparison.json'} holds the figures; `goat report {folder}` draws them")
+    sweep = [trial["value"] for task in summary["tasks"] for row in task["rows"] for trial in row["sweep"]]
+    if None in sweep:
+        say(f"{sweep.count(None)} of {len(sweep)} runs that choose a rate failed; their rates are out")
+    missing = [
+        f"{row['label']} on {task['name']}" for task in summary["tasks"] for row in task["rows"] if row["mean"] is None
+    ]
+    if missing:
+        complain(f"a run failed of {', '.join(missing)}; run the same command again to try it once more")
+        raise typer.Exit(1)
 
 
 def _table(task: dict[str, Any], baseline: str) -> Table:

@@ -124,6 +124,12 @@ class Plan(Strict):
         stray = [label for label in self.candidates if label not in labels]
         if stray:
             raise ValueError(f"candidates={stray[0]}: is not among the methods; {closest(stray[0], labels)}")
+        options = {key for method in self.methods for key in METHODS[method.name].options.model_fields} - {"name"}
+        unknown = [key for key in self.common if key not in options]
+        if unknown:
+            raise ValueError(
+                f"common.{unknown[0]}: no method of the plan has this option; {closest(unknown[0], options)}"
+            )
         names = [task.label for task in self.recipes]
         if len(set(names)) != len(names):
             raise ValueError(

@@ -10,6 +10,7 @@ import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AllowInfNan,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -178,18 +179,21 @@ class Data(Strict):
         return self
 
 
+Rate = Annotated[PositiveFloat, AllowInfNan(False)]
+
+
 class Training(Strict):
     """How long, how fast, in which batches."""
 
-    learning_rate: PositiveFloat | dict[str, PositiveFloat] | None = Field(
+    learning_rate: Rate | dict[str, Rate] | None = Field(
         None, description="a number, or one per method name (and `other`); the method's default when not given"
     )
-    rates: dict[str, PositiveFloat] = Field(
+    rates: dict[str, Rate] = Field(
         {},
         description="regular expression of parameter names -> a learning rate of its own, whatever `learning_rate` is; the first that is "
         "found in a name counts, and comes before `rate_factors`; {classifier: 1e-3} gives a fresh head the same rate under every method",
     )
-    rate_factors: dict[str, PositiveFloat] = Field(
+    rate_factors: dict[str, Rate] = Field(
         {},
         description="regular expression of parameter names -> factor of the learning rate, the first that is found in a name "
         "counts; {classifier: 10} trains a fresh head faster",

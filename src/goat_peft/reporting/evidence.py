@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .settings import settings
 from .summary import Summary
-from .tables import count, percent
+from .tables import code, count, percent
 
 _MISSING = "-"
 
@@ -35,7 +36,7 @@ def table(summary: Summary, place: Path | None = None) -> str:
         "|---" + "|---:" * (len(heads) - 1) + "|",
         *("| " + " | ".join(cells) + " |" for cells in zip(*columns, strict=True)),
     ]
-    below = [*_candidates(summary), *_missing(summary), _origin(summary, place)]
+    below = [*_candidates(summary), *_missing(summary), *settings(summary.plan), _origin(summary, place)]
     return "\n".join([_caption(summary), "", *lines, "", "\n\n".join(below)])
 
 
@@ -195,8 +196,8 @@ def _missing(summary: Summary) -> list[str]:
             elif row["mean"] is None:
                 failed = [trial["error"] for trial in row["test"] or row["sweep"] if trial["value"] is None]
                 what = f"{len(failed)} of {len(row['test'])} runs" if row["test"] else "every learning rate"
-                first = " ".join(str(failed[0]).replace("`", "'").split()) if failed else "no run"
-                notes.append(f"{label} on {task['name']}: {what} failed (`{first}`)")
+                first = code(str(failed[0]) if failed else "no run")
+                notes.append(f"{label} on {task['name']}: {what} failed ({first})")
     if summary.full is not None and not summary.has_pairs:
         notes.append(f"the file is older than differences to {summary.full}: the same `goat compare` adds them")
     lines = ["Missing: " + "; ".join(notes) + "."] if notes else []

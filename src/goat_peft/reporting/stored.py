@@ -28,6 +28,10 @@ class Tried(_Stored):
     error: str | None
 
 
+class Swept(Tried):
+    learning_rate: float
+
+
 class Run(Tried):
     seed: int
 
@@ -36,7 +40,7 @@ class Row(Gap):
     label: Label
     method: str
     learning_rate: float | None
-    sweep: list[Tried]
+    sweep: list[Swept]
     test: list[Run]
     mean: float | None
     sd: float | None
@@ -74,15 +78,19 @@ class Average(Gap):
 class Method(_Stored):
     label: Label
     learning_rates: list[float] = Field(min_length=1)
+    options: dict[str, Any] = {}
+    overrides: list[str] = []
 
 
 class Recipe(_Stored):
     label: Label
+    overrides: list[str] = []
     rate_factor: float = Field(1.0, gt=0)
 
 
 class Plan(_Stored):
     common: dict[str, Any]
+    overrides: list[str] = []
     recipes: list[Recipe | str] = []  # names alone in the files of before
     methods: list[Method] = Field(min_length=1)
     baseline: str

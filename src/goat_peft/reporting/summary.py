@@ -117,12 +117,18 @@ def read_summary(path: Path) -> Summary:
 
 
 def _check_task(summary: Summary, task: dict[str, Any]) -> None:
-    """Mean and spread of every row are those of its runs, and differences those of two means: no figure of a table stands alone."""
+    """Mean and spread are those of the row's runs, differences those of two means, and its rate was tried: no figure stands alone."""
     base = summary.rows.get((task["name"], summary.baseline), {}).get("mean")
     for row in task["rows"]:
         what = f"{row['label']} on {task['name']}"
         values = [trial["value"] for trial in row["test"]]
         whole = bool(values) and None not in values
+        rate, rates = row["learning_rate"], [trial["learning_rate"] for trial in row["sweep"]]
+        if rate is not None and rates and rate not in rates:
+            tried = ", ".join(f"{found:g}" for found in dict.fromkeys(rates))
+            raise UserError(
+                f"file={summary.path}: {what} has learning_rate {rate:g}, and its sweep tried {tried}; {_AGAIN}"
+            )
         _agree(summary, what, "mean", row["mean"], math.fsum(values) / len(values) if whole else None)
         _agree(summary, what, "sd", row["sd"], statistics.stdev(values) if whole and len(values) > 1 else None)
         _check_gap(summary, what, row, None if row["label"] == summary.baseline else _less(row["mean"], base))

@@ -28,3 +28,9 @@ def count(number: int) -> str:
     if number >= 1_000_000:
         return f"{number / 1e6:.2f} M"
     return f"{number / 1e3:.0f} k" if number >= 1000 else str(number)
+
+
+def code(text: str) -> str:
+    """A text as Markdown code on one line; a backtick, which would end it, reads as an apostrophe."""
+    inner = " ".join(text.replace("`", "'").split())
+    return f"`{inner or ' '}`"

@@ -8,7 +8,7 @@ number of accumulation steps. Those trainers set `model_accepts_loss_kwargs = Fa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,11 +95,19 @@ class OwnRates:
             found = [p for name, p in trained.items() if re.search(pattern, name)]
             if not found:
                 raise UserError(
-                    f"training.{field}.{pattern}: no trained parameter has such a name; names are like {', '.join(list(trained)[:3])}"
+                    f"training.{field}.{pattern}={value:g}: no trained parameter has such a name; names are like {', '.join(_kinds(trained))}"
                 )
             for parameter in found:
                 values.setdefault(id(parameter), value)
         return values
+
+
+def _kinds(names: Iterable[str]) -> list[str]:
+    """One name of each kind of parameter, a few of them; with the last one, as a head comes last."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(name.rpartition(".")[0].rpartition(".")[2], name)
+    return list(dict.fromkeys([*list(found.values())[:4], *list(found.values())[-1:]]))
 
 
 class ClassificationTrainer(CapturedSteps, OwnRates, BalanceLog, Trainer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,8 +98,12 @@ def _staged(place: Path) -> Path:
     return place.with_name(f".{place.name}.saving")
 
 
-def open_folder(recipe: Recipe, resume: bool, overwrite: bool) -> tuple[RunFolder, Path | None]:
+def open_folder(
+    recipe: Recipe, resume: bool, overwrite: bool, ready: Callable[[], None] = lambda: None
+) -> tuple[RunFolder, Path | None]:
     """Prepare the folder of a run; return it and the checkpoint to resume from.
+
+    `ready` is called before an old run is removed; what it raises leaves that run whole.
 
     Raises:
         UserError: the folder holds files that are not a run's, or a finished run, or an unfinished one (with checkpoints, whole or damaged since) and
@@ -144,6 +148,7 @@ def open_folder(recipe: Recipe, resume: bool, overwrite: bool) -> tuple[RunFolde
                 "or give --overwrite to replace it"
             )
     if occupied:
+        ready()
         clear(folder)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)

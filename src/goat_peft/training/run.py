@@ -103,13 +103,20 @@ def _open(recipe: Recipe, resume: bool, overwrite: bool) -> tuple[RunFolder, Pat
     if processes.is_main():
         try:
             with full_disk_explained("output_dir", lambda: "free some space and start again"):
-                found = open_folder(recipe, resume, overwrite)
+                found = open_folder(recipe, resume, overwrite, lambda: _check_inputs(recipe))
         except UserError as error:
             found = str(error)
     found = processes.broadcast(found)
     if isinstance(found, str):
         raise UserError(found)
     return found
+
+
+def _check_inputs(recipe: Recipe) -> None:
+    """Raise `UserError` for rows, tests or a model that are not there, as a run would once its folder is open."""
+    task = bind(recipe.task)
+    open_tests(task, recipe.evaluation, task.load())
+    load_processor(recipe.model, task)
 
 
 def _after_full_disk(folder: RunFolder) -> str:
