@@ -34,24 +34,41 @@ def _llama() -> LlamaForCausalLM:
     )
 
 
-@pytest.mark.parametrize("path", [pytest.param("torch", marks=pytest.mark.slow), "triton"])
-def test_one_graph_and_equal_gradients(path: str, device: str) -> None:
+def _step(runner: Callable[..., Any], model: torch.nn.Module, **inputs: Tensor) -> list[Tensor]:
+    """The loss and every gradient of one step, after which the model has none."""
+    loss = runner(**inputs).loss
+    loss.backward()
+    found = [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
+    model.zero_grad()
+    return found
+
+
+def _assert_alike(found: list[Tensor], wanted: list[Tensor]) -> None:
+    for graph, eager in zip(found, wanted, strict=True):
+        torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("path", "backend"),
+    [
+        ("triton", "aot_eager"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("torch", "aot_eager"), ("torch", "inductor"), ("triton", "inductor"))
+        ),
+    ],
+)
+def test_one_graph_and_equal_gradients(path: str, backend: str, device: str) -> None:
     model = get_peft_model(_llama().to(device), GoatConfig(r=4, num_experts=2, top_k=1)).train()
     torch._dynamo.reset()
     counters.clear()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     for batch, length in ((2, 9), (3, 12), (4, 15), (5, 12)):
         ids = torch.randint(0, 64, (batch, length), device=device)
-        mask = torch.ones_like(ids)
-        found = []
-        for runner in (model, compiled):
-            with use_path(path):
-                loss = runner(input_ids=ids, attention_mask=mask, labels=ids).loss
-                loss.backward()
-            found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
-            model.zero_grad()
-        for eager, graph in zip(*found, strict=True):
-            torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-6)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        with use_path(path):
+            wanted = _step(model, model, **inputs)  # first: layers learn what they share
+            _assert_alike(_step(compiled, model, **inputs), wanted)
     assert counters["stats"]["unique_graphs"] <= 2
 
 
@@ -77,25 +94,6 @@ def test_what_a_graph_is_told_of_the_operator_is_true(path: str, members: int, d
         told(backward_op, outputs, statistics.sum(1, keepdim=True), x, tensors, saved, None, None, *settings, True)
 
 
-@pytest.mark.slow
-def test_inductor_compiles_it(device: str) -> None:
-    model = get_peft_model(_llama().to(device), GoatConfig(r=4, num_experts=2, top_k=1)).train()
-    torch._dynamo.reset()
-    counters.clear()
-    compiled = torch.compile(model, fullgraph=True)
-    for batch, length in ((2, 9), (3, 12), (4, 15), (5, 12)):
-        ids = torch.randint(0, 64, (batch, length), device=device)
-        found = []
-        for runner in (model, compiled):
-            loss = runner(input_ids=ids, labels=ids).loss
-            loss.backward()
-            found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
-            model.zero_grad()
-        for eager, graph in zip(*found, strict=True):
-            torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-6)
-    assert counters["stats"]["unique_graphs"] <= 2
-
-
 def test_layers_that_read_one_input_compute_together_in_a_graph_too(device: str) -> None:
     model = get_peft_model(_llama().to(device), GoatConfig(r=4, num_experts=2, top_k=1)).train()
     ids = torch.randint(0, 64, (2, 9), device=device)
@@ -110,13 +108,7 @@ def test_layers_that_read_one_input_compute_together_in_a_graph_too(device: str)
         model.zero_grad()
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=count))
-        found = []
-        for runner in (model, compiled, compiled):
-            loss = runner(input_ids=ids, labels=ids).loss
-            loss.backward()
-            found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
-            model.zero_grad()
+        found = [_step(runner, model, input_ids=ids, labels=ids) for runner in (model, compiled, compiled)]
     assert calls == [4, 4]  # q k v, o, gate up, down; forward and backward, compiled once
     for outcome in found[1:]:
-        for eager, graph in zip(found[0], outcome, strict=True):
-            torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-6)
+        _assert_alike(outcome, found[0])

@@ -36,19 +36,7 @@ def inspect(
     say(
         f"{folder}: {config.get('peft_type')} adapter of {config.get('base_model_name_or_path')}, {size / 2**20:.2f} MiB"
     )
-    shown = (
-        "task_type",
-        "r",
-        "num_experts",
-        "router",
-        "top_k",
-        "init_weights",
-        "init_router",
-        "scaling",
-        "eta",
-        "rho",
-        "lora_alpha",
-    )
+    shown = ("task_type", "r", "num_experts", "router", "top_k", "init_weights", "init_router", "scaling", "eta", "rho", "lora_alpha")  # fmt: skip
     say(", ".join(f"{name} {config[name]}" for name in shown if config.get(name) is not None))
     console.print(_tensor_table(shapes))
     if scales:
