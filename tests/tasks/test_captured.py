@@ -45,7 +45,9 @@ from goat_peft.training.run import training_arguments
 sys.path.insert(0, str(Path(__file__).parent))
 from replaying import Tapes
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+on_a_gpu = pytest.mark.skipif(
+    torch.cuda.device_count() != 1, reason="needs one CUDA device; to see one of several, CUDA_VISIBLE_DEVICES=0"
+)
 FIGURES = {"loss", "eval_loss", "grad_norm", "balance_loss", "expert_imbalance", "experts_idle"}
 
 

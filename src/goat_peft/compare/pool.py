@@ -16,10 +16,12 @@ from .trials import Trial, execute
 
 Tell = Callable[[Trial, int, int], None]
 _POLL = 0.5  # seconds between looks for workers that died
+# What a worker answers: a run has ended, well or not; it needed more memory than there was.
+ENDED, CROWDED = b".", b"m"
 
 
 class _Worker:
-    """A process that runs the trials it is given; each reply is one byte."""
+    """A process that runs the trials it is given; each reply is one byte, `ENDED` or `CROWDED`."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
@@ -45,19 +47,19 @@ class _Worker:
         self.process.stdin.write(json.dumps(trial.recipe.model_dump(mode="json")).encode() + b"\n")
         self.process.stdin.flush()
 
-    def take(self) -> Trial | None:
-        """The trial that has ended, well or not; None while it runs.
+    def take(self) -> tuple[Trial, bool] | None:
+        """The trial that has ended, well or not, and whether it had too little memory or its process died; None while it runs.
 
         Raises `Interrupted` when the user stopped it.
         """
-        assert self.process.stdout is not None
+        assert self.process.stdout is not None and self.trial is not None
         replied = select.select([self.process.stdout], [], [], 0)[0] and self.process.stdout.read(1)
         if not replied and self.process.poll() is None:
             return None
         if self.process.poll() == 130:
             raise Interrupted("a run was stopped")
         trial, self.trial = self.trial, None
-        return trial
+        return trial, replied != ENDED
 
     def close(self) -> None:
         """End the process."""
@@ -69,29 +71,48 @@ class _Worker:
 
 
 def run_all(trials: list[Trial], parallel: int, tell: Tell) -> None:
-    """Run the trials that are not finished; `tell` hears of each with (trial, done, total) once it has ended."""
+    """Run the trials that are not finished; `tell` hears of each with (trial, done, total) once it has ended.
+
+    Those that ended for want of memory, or whose process died, are run once more when all others are through: one at a time on each device.
+    """
     pending = [trial for trial in trials if not trial.finished()]
     done = len(trials) - len(pending)
+
+    def ended(trial: Trial) -> None:
+        nonlocal done
+        done += 1
+        tell(trial, done, len(trials))
+
     if parallel == 1:
         for trial in pending:
             execute(trial.recipe)
-            done += 1
-            tell(trial, done, len(trials))
+            ended(trial)
         return
+    crowded = _share(pending, parallel, ended, again=True)
+    _share(crowded, max(1, len(_devices())), ended, again=False)
+
+
+def _share(pending: list[Trial], parallel: int, ended: Callable[[Trial], None], again: bool) -> list[Trial]:
+    """Let so many workers run the trials; `ended` hears of each, but with `again` not of those that are returned, as they are worth running again."""
+    crowded: list[Trial] = []
+    waiting = list(pending)
     workers = [_Worker(environment) for environment in _environments(min(parallel, len(pending)))]
     try:
-        while pending or any(worker.trial is not None for worker in workers):
+        while waiting or any(worker.trial is not None for worker in workers):
             for worker in workers:
-                if pending and worker.trial is None:
-                    worker.give(pending.pop(0))
+                if waiting and worker.trial is None:
+                    worker.give(waiting.pop(0))
             busy = [worker for worker in workers if worker.trial is not None]
             select.select([worker.process.stdout for worker in busy], [], [], _POLL)  # type: ignore[type-var]
-            for trial in filter(None, (worker.take() for worker in busy)):
-                done += 1
-                tell(trial, done, len(trials))
+            for trial, had_no_room in filter(None, (worker.take() for worker in busy)):
+                if again and had_no_room:
+                    crowded.append(trial)
+                else:
+                    ended(trial)
     finally:
         for worker in workers:
             worker.close()
+    return crowded
 
 
 def _environments(workers: int) -> list[dict[str, str]]:

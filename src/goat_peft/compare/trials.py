@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import records
 from ..errors import UserError, first_line
 from ..recipes import Recipe, is_stored
@@ -83,10 +85,10 @@ class Outcome:
     result: dict[str, Any]
 
 
-def execute(recipe: Recipe) -> None:
+def execute(recipe: Recipe) -> bool:
     """Train, score and write the result; a run that fails leaves a result of status 'failed', which the next comparison tries again.
 
-    Raises only what the user did: `Interrupted` and `KeyboardInterrupt`.
+    Returns whether it failed for want of memory. Raises only what the user did: `Interrupted` and `KeyboardInterrupt`.
     """
     started = record.now()
     try:
@@ -95,8 +97,9 @@ def execute(recipe: Recipe) -> None:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a method does wrong must not end the other runs
         records.write_json(Path(str(recipe.output_dir)) / records.RESULT, failure(recipe, started, first_line(error)))
-    else:
-        drop_weights(run.path)
+        return isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    drop_weights(run.path)
+    return False
 
 
 def drop_weights(run: Path) -> None:

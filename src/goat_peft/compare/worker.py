@@ -1,4 +1,4 @@
-"""Trials in a process of their own: reads recipes from standard input, a JSON object a line; runs each, and answers with one byte when it has ended.
+"""Trials in a process of their own: reads recipes from standard input, a JSON object a line; runs each, and answers with `ENDED` or `CROWDED` when it has.
 
 Ends when the process that started it is gone, so that a killed comparison leaves no run behind that writes into its folders.
 """
@@ -16,6 +16,7 @@ import torch
 
 from ..recipes import check
 from ..training import Interrupted
+from .pool import CROWDED, ENDED
 from .trials import execute
 
 
@@ -34,11 +35,11 @@ def main() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     try:
         for line in sys.stdin:
-            execute(check(json.loads(line)))
+            answer = CROWDED if execute(check(json.loads(line))) else ENDED
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # other processes share the device
-            answers.write(b".")
+            answers.write(answer)
     except (Interrupted, KeyboardInterrupt):
         sys.exit(130)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from .settings import settings
@@ -196,7 +197,7 @@ def _missing(summary: Summary) -> list[str]:
             elif row["mean"] is None:
                 failed = [trial["error"] for trial in row["test"] or row["sweep"] if trial["value"] is None]
                 what = f"{len(failed)} of {len(row['test'])} runs" if row["test"] else "every learning rate"
-                first = code(str(failed[0]) if failed else "no run")
+                first = code(shorten(str(failed[0]), 160, placeholder=" ...") if failed else "no run")
                 notes.append(f"{label} on {task['name']}: {what} failed ({first})")
     if summary.full is not None and not summary.has_pairs:
         notes.append(f"the file is older than differences to {summary.full}: the same `goat compare` adds them")
