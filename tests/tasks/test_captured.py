@@ -45,9 +45,7 @@ from goat_peft.training.run import training_arguments
 sys.path.insert(0, str(Path(__file__).parent))
 from replaying import Tapes
 
-on_a_gpu = pytest.mark.skipif(
-    torch.cuda.device_count() != 1, reason="needs one CUDA device; to see one of several, CUDA_VISIBLE_DEVICES=0"
-)
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 FIGURES = {"loss", "eval_loss", "grad_norm", "balance_loss", "expert_imbalance", "experts_idle"}
 
 
@@ -453,12 +451,8 @@ def test_a_task_that_cannot_be_captured_is_refused(recipe: dict, monkeypatch: py
         recipes.check(recipe)
 
 
-@pytest.mark.parametrize(("count", "gpus", "told"), [(2, 1, "works in one process"), (1, 8, "sees 8; choose one")])
-def test_several_processes_or_gpus_are_refused(
-    recipe: dict, monkeypatch: pytest.MonkeyPatch, count: int, gpus: int, told: str
-) -> None:
-    monkeypatch.setattr(processes, "count", lambda: count)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+def test_several_processes_are_refused(recipe: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
     recipe["training"]["cuda_graphs"] = True
-    with pytest.raises(UserError, match=f"training.cuda_graphs=True: .*{told}"):
+    with pytest.raises(UserError, match="training.cuda_graphs=True: works in one process"):
         engines.check_graphs(recipes.check(recipe).training)

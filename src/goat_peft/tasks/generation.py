@@ -19,7 +19,7 @@ from .base import DataTask, Family, Scores, Scoring, Task, register
 from .data import fill, short_enough, template_columns
 from .decoding import Sampling, Stops, example_ids, generate_texts
 from .likelihood import OptionRow, option_scores
-from .trainers import GenerationTrainer
+from .trainers import GenerationTrainer, on_one_device
 
 CHUNK = 1000  # rows tokenised at a time: their Python lists are far larger than the Arrow table they end in
 Keep = Callable[[list[dict[str, Any]]], None]
@@ -151,7 +151,7 @@ class Generation(Task):
         settings = SFTConfig(**arguments, max_length=self.options.max_length, completion_only_loss=True, packing=False)
         return GenerationTrainer(
             model=model,
-            args=settings,
+            args=on_one_device(settings),
             train_dataset=train,
             eval_dataset=validation,
             processing_class=processor,

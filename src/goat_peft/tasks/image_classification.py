@@ -31,7 +31,7 @@ from . import processes
 from .base import DataTask, Family, Scores, Scoring, Task, register
 from .data import Splits, require_columns
 from .images import ImageRows, Preprocessing, load_preprocessing, named_preprocessing
-from .trainers import ClassificationTrainer
+from .trainers import ClassificationTrainer, on_one_device
 
 MOST_WORKERS = 8
 
@@ -173,7 +173,7 @@ class ImageClassification(Task):
         }
         return ImageTrainer(
             model=model,
-            args=TrainingArguments(**arguments | fixed),
+            args=on_one_device(TrainingArguments(**arguments | fixed)),
             train_dataset=train,
             eval_dataset=validation,
             data_collator=default_collate,

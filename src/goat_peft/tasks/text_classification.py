@@ -33,7 +33,7 @@ from .base import DataTask, Family, Scores, Scoring, Task, register
 from .captured import FewLengths
 from .data import fill, require_columns, template_columns
 from .decoding import eval_mode
-from .trainers import ClassificationTrainer
+from .trainers import ClassificationTrainer, on_one_device
 
 
 class TextClassificationOptions(DataTask):
@@ -123,7 +123,7 @@ class TextClassification(Task):
         """Build transformers' Trainer with padding to the longest of each batch."""
         return TextTrainer(
             model=model,
-            args=TrainingArguments(**arguments),
+            args=on_one_device(TrainingArguments(**arguments)),
             train_dataset=train,
             eval_dataset=validation,
             data_collator=DataCollatorWithPadding(processor),

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from trl import SFTTrainer
 
 from ..errors import UserError
@@ -25,6 +25,16 @@ from .captured import CapturedSteps, FewLengths
 
 # An expert with less than this part of an even share counts as idle.
 IDLE = 0.1
+
+
+def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """Keep a trainer to one device where its process sees several.
+
+    Transformers would spread each step over all of them with `nn.DataParallel`: batches become as many times larger, and GOAT refuses it.
+    """
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # what transformers' Trainer does for a model that lies on several devices
+    return arguments
 
 
 class BalanceLog:

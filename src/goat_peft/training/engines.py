@@ -34,16 +34,12 @@ def check_precision(settings: Training) -> None:
 
 
 def check_graphs(settings: Training) -> None:
-    """Raise `UserError` where steps cannot be captured: with several processes, an engine, or several GPUs in one process."""
+    """Raise `UserError` where steps cannot be captured: with several processes or an engine."""
     if not settings.cuda_graphs:
         return
     if processes.count() > 1 or shards():
         raise UserError(
             "training.cuda_graphs=True: works in one process without an engine; set it to false for this launch"
-        )
-    if torch.cuda.device_count() > 1:
-        raise UserError(
-            f"training.cuda_graphs=True: works on one GPU, and this process sees {torch.cuda.device_count()}; choose one, such as CUDA_VISIBLE_DEVICES=0"
         )
 
 

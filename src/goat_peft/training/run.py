@@ -146,6 +146,8 @@ class _Session:
 
     def run(self, started: str, clock: float) -> Run:
         """Load, train, score, write."""
+        if processes.count() == 1 and torch.cuda.device_count() > 1:
+            self._tell(f"of {torch.cuda.device_count()} GPUs one is used; `goat launch ddp` uses them all")
         splits = self.task.load()
         tests = open_tests(self.task, self.recipe.evaluation, splits)
         processor = load_processor(self.recipe.model, self.task)
