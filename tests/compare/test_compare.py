@@ -363,6 +363,18 @@ def test_a_task_of_its_own_metric_overrides_and_methods(plan_file: Path, tmp_pat
         load_plan(str(plan_file), (f"recipes=[{{recipe: {recipe}, methods: [molora]}}]",))
 
 
+def test_a_dry_run_counts_and_runs_nothing(plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--output", str(tmp_path / "out")]
+    main_ok("compare", str(plan_file), *place, "--dry-run")
+    assert "0 of 8 runs" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    run(plan_file, tmp_path / "out", ("seeds=[]", "tuning_seeds=[0]"))  # the four that choose rates
+    before = sorted((tmp_path / "out").rglob("*"))
+    main_ok("compare", str(plan_file), *place, "--dry-run")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 of 4" in said and "0 of 4" in said and "4 of 8 runs" in said
+    assert sorted((tmp_path / "out").rglob("*")) == before
+
+
 def test_without_seeds_the_test_split_is_left_alone(plan_file: Path, tmp_path: Path) -> None:
     summary, told = run(plan_file, tmp_path / "out", ("seeds=[]", "tuning_seeds=[1]"))
     assert len(told) == 4 and not list((tmp_path / "out").rglob("*_test"))

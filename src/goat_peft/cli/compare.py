@@ -24,6 +24,7 @@ def compare(
     output: Annotated[
         Path | None, typer.Option(help="folder of the comparison; runs/compare-NAME when not given")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say how many runs there are, and run none")] = False,
 ) -> None:
     """Run what is missing, print the table; exit 1 when a method has no figure on a task."""
     from .. import compare as job
@@ -31,6 +32,9 @@ def compare(
 
     checked = job.load_plan(plan, overrides or [])
     folder = output or Path(f"runs/compare-{checked.name}")
+    if dry_run:
+        console.print(_outlook(job.outlook(checked, folder), str(folder)))
+        return
     place = ["--output", str(output)] if output else []
     command = shlex.join(["goat", "compare", plan, *(overrides or []), *place])
 
@@ -61,6 +65,17 @@ def compare(
     if missing:
         complain(f"a run failed of {', '.join(missing)}; run the same command again to try it once more")
         raise typer.Exit(1)
+
+
+def _outlook(tasks: list[Any], folder: str) -> Table:
+    """Build the table of runs, finished and all, with their sums."""
+    table = Table("task", "methods", "on validation, to choose rates", "on test", title=f"runs finished in {folder}")
+    for task in tasks:
+        table.add_row(task.task, str(task.methods), f"{task.tuned} of {task.tuning}", f"{task.scored} of {task.final}")
+    table.add_section()
+    done, runs = sum(task.tuned + task.scored for task in tasks), sum(task.tuning + task.final for task in tasks)
+    table.add_row("all", "", "", f"{done} of {runs} runs")
+    return table
 
 
 def _table(task: dict[str, Any], baseline: str) -> Table:

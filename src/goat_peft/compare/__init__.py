@@ -1,6 +1,6 @@
 """Comparisons: methods x learning rates x seeds x recipes, and what can be said of them."""
 
-from .driver import compare
+from .driver import compare, outlook
 from .plan import Plan, load_plan, shipped_plans
 
-__all__ = ["Plan", "compare", "load_plan", "shipped_plans"]
+__all__ = ["Plan", "compare", "load_plan", "outlook", "shipped_plans"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,36 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any
     }
     records.write_json(output / records.COMPARISON, summary)
     return summary
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How many runs a task needs to choose learning rates and to score the choice, and how many of them are finished."""
+
+    task: str
+    methods: int
+    tuning: int
+    tuned: int
+    final: int
+    scored: int
+
+
+def outlook(plan: Plan, output: Path) -> list[Outlook]:
+    """What `compare` would run, task by task, without running it; raises `UserError` for the recipes and folders that it would refuse at the start."""
+    found = []
+    for task in plan.recipes:
+        methods = plan.methods_of(task)
+        tuning = [_tuning(plan, task, method, output) for method in methods]
+        tuned = [[trial.finished() for trial in trials] for trials in tuning]
+        scored = [
+            trial.finished()
+            for method, trials, done in zip(methods, tuning, tuned, strict=True)
+            if all(done)  # else the rate is not chosen yet
+            for trial in _final(plan, task, method, choose(trials, plan.rates(task, method)), output)
+        ]
+        runs = len(methods) * len(task.seeds or [])
+        found.append(Outlook(task.label, len(methods), sum(map(len, tuned)), sum(map(sum, tuned)), runs, sum(scored)))
+    return found
 
 
 def choose(trials: list[Trial], rates: list[float]) -> float | None:
