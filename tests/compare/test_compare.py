@@ -31,7 +31,7 @@ def run(plan_file: Path, output: Path, overrides: tuple[str, ...] = ()) -> tuple
     """Compare; return the summary and what was run."""
     told: list[str] = []
     summary = compare(
-        load_plan(str(plan_file), overrides), output, "goat compare", lambda trial, done, total: told.append(str(trial))
+        load_plan(str(plan_file), overrides), output, "goat compare", lambda trial, *_: told.append(str(trial))
     )
     return summary, told
 
@@ -199,7 +199,8 @@ def test_ties_take_the_smaller_rate() -> None:
         (("baseline=dora",), "plan.baseline=dora: is not among the methods"),
         (("methods=[lora, {name: dora, learning_rates: [0.1]}]",), "as many trials"),
         (("methods=[lorra]",), "did you mean lora"),
-        (("seeds=[0, 0]",), "plan.seeds: "),
+        (("seeds=[0, 0]",), "plan.seeds=[0, 0]: holds a value twice"),
+        (("parallel=0",), "plan.parallel=0: should be greater than 0"),
         (("sedes=[0]",), "did you mean seeds"),
         (
             ("common.lora_alhpa=16",),
@@ -402,7 +403,8 @@ def test_a_worker_that_dies_costs_its_run_alone(
     methods = "methods=[{name: lora, learning_rates: [0.02]}, {name: molora, learning_rates: [0.02]}]"
     summary, told = run(plan_file, tmp_path / "out", ("parallel=2", methods))
     lora, molora = summary["tasks"][0]["rows"]
-    assert [(t["seed"], t["error"]) for t in molora["test"]] == [(0, "did not run"), (1, None)] and len(told) == 4
+    assert [(t["seed"], t["error"]) for t in molora["test"]] == [(0, "did not run"), (1, None)]
+    assert len(told) == 5 and told.count("molora on tiny, lr 0.02, seed 0, test") == 2, "it was tried once more"
     assert lora["mean"] is not None and molora["mean"] is None
 
 

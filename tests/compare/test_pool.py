@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from goat_peft import records
-from goat_peft.compare import load_plan, pool, trials
+from goat_peft.compare import load_plan, pool, trials, worker
 from goat_peft.errors import UserError
 
 
@@ -22,6 +23,7 @@ class Stub:
     """A trial as far as the pool looks at it; its `recipe` is what a stand-in for the worker is told."""
 
     says: str
+    book: Path
 
     @property
     def recipe(self) -> Any:
@@ -31,12 +33,12 @@ class Stub:
         return self.says
 
     def finished(self) -> bool:
-        return False
+        return "whole" in self.says and self.book.is_file() and f"start {self.says}" in self.book.read_text()
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, int], tuple[list[str], list[str]]]:
-    """Runs what is named, so many at a time; returns what was heard of, and what a stand-in for the worker wrote down."""
+def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[list[str], list[str]]]:
+    """Runs what is named, so many at a time on so many devices; returns what was heard of, and what a stand-in for the worker wrote down."""
     book = tmp_path / "book"
     stand_in = f"""
 import os, sys, time
@@ -56,10 +58,14 @@ for line in sys.stdin:
         pool.subprocess, "Popen", lambda command, **rest: popen([sys.executable, "-c", stand_in], **rest)
     )
 
-    def run(names: str, parallel: int) -> tuple[list[str], list[str]]:
+    def run(names: str, parallel: int, devices: int = 0) -> tuple[list[str], list[str]]:
+        monkeypatch.setattr(pool, "_devices", lambda: [str(index) for index in range(devices)])
         heard: list[str] = []
-        trials = [Stub(says) for says in names.split()]
-        pool.run_all(trials, parallel, lambda trial, done, total: heard.append(f"{trial.says} {done}/{total}"))  # type: ignore[arg-type]
+
+        def tell(trial: Any, done: int, total: int, again: bool) -> None:
+            heard.append(f"{trial.says} {done}/{total}{' again' if again else ''}")
+
+        pool.run_all([Stub(says, book) for says in names.split()], parallel, tell)  # type: ignore[arg-type]
         return heard, book.read_text().splitlines()
 
     return run
@@ -67,18 +73,36 @@ for line in sys.stdin:
 
 def test_a_worker_that_dies_is_replaced_and_its_run_tried_once_more(told: Any) -> None:
     heard, book = told("a dies-1 b dies-2 c", 2)
-    assert sorted(line.split()[0] for line in heard) == ["a", "b", "c", "dies-1", "dies-2"]
-    assert [line.split()[1] for line in heard] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
+    again = [line for line in heard if line.endswith(" again")]
+    ended = [line for line in heard if line not in again]
+    assert sorted(line.split()[0] for line in again) == ["dies-1", "dies-2"]
+    assert sorted(line.split()[0] for line in ended) == ["a", "b", "c", "dies-1", "dies-2"]
+    assert [line.split()[1] for line in ended] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
     assert book.count("start dies-1") == book.count("start dies-2") == 2 and book.count("start a") == 1
 
 
 def test_runs_without_room_are_run_again_alone_after_all_others(told: Any) -> None:
-    heard, book = told("big-1 big-2 huge a b c", 3)
-    assert sorted(line.split()[0] for line in heard[:3]) == ["a", "b", "c"]
-    again = [line.split()[0] for line in heard[3:]]
+    heard, book = told("big-1 big-2 huge a b c", 3, devices=1)
+    again = [line.split()[0] for line in heard[-3:]]
     assert sorted(again) == ["big-1", "big-2", "huge"], "one that finds no room when alone has failed"
     assert book[-6:] == [f"{what} {name}" for name in again for what in ("start", "end")]
     assert len(book) == 18
+
+
+def test_two_devices_take_one_each_of_those_without_room(told: Any) -> None:
+    _, book = told("big-1 big-2 big-3 big-4 a", 5, devices=2)
+    assert len(book) == 18
+    under_way = most = 0
+    for line in book[10:]:
+        under_way += 1 if line.startswith("start") else -1
+        most = max(most, under_way)
+    assert most == 2
+
+
+def test_nothing_is_run_again_that_had_its_device_to_itself_or_is_finished(told: Any) -> None:
+    assert told("huge a", 2, devices=2)[1].count("start huge") == 1
+    heard, book = told("huge-whole b c", 2)
+    assert book.count("start huge-whole") == 1 and not any(line.endswith(" again") for line in heard)
 
 
 def test_workers_take_turns_on_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,18 +115,25 @@ def test_workers_take_turns_on_the_devices(monkeypatch: pytest.MonkeyPatch) -> N
     ("error", "crowded"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (UserError("training.batch_size=0: too small"), False),
         (RuntimeError("out of ideas"), False),
     ],
 )
+@pytest.mark.parametrize("inside", [False, True])
 def test_only_a_run_without_memory_is_worth_another_try(
-    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, crowded: bool
+    plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, crowded: bool, inside: bool
 ) -> None:
     def train(*_: Any, **__: Any) -> None:
+        if inside:
+            raise ValueError("while training") from error
         raise error
 
     monkeypatch.setattr(trials, "train", train)
     plan = load_plan(str(plan_file))
     recipe = plan.recipe(plan.recipes[0], plan.methods[0], 0.01, 0, "validation", tmp_path / "run")
-    assert trials.execute(recipe) is crowded
-    assert records.read_json(tmp_path / "run" / records.RESULT)["run_info"]["error_msg"] == str(error)
+    said = worker.run(json.dumps(recipe.model_dump(mode="json")))
+    assert said == (pool.CROWDED if crowded else pool.ENDED)
+    result = records.read_json(tmp_path / "run" / records.RESULT)
+    assert result["run_info"]["error_msg"] == ("while training" if inside else str(error))

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
@@ -22,8 +20,6 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     TrainingArguments,
-    ViTConfig,
-    ViTForImageClassification,
     set_seed,
 )
 from transformers.utils import import_utils
@@ -201,32 +197,6 @@ def test_a_killed_run_resumes(recipe: dict, tapes: Tapes, tmp_path: Path, monkey
     assert tapes.replays > before and resumed.keys() == whole.keys()
     for name, tensor in resumed.items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-4, atol=1e-6, msg=name)
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> dict[str, Any]:
-    """A recipe that tells dark pictures from bright ones, in batches of 6 and a last one of 4."""
-    for index in range(22):
-        place = tmp_path / "data" / "train" / ("bright" if index % 2 else "dark")
-        place.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(index).integers(0, 100, (32, 32, 3)) + 150 * (index % 2)
-        Image.fromarray(noise.astype(np.uint8)).save(place / f"{index}.png")
-    torch.manual_seed(0)
-    config = ViTConfig(
-        image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
-    )
-    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
-    return {
-        "name": "tiny-pictures",
-        "model": {"name": str(tmp_path / "vit"), "dtype": "float32"},
-        "task": {
-            "type": "image_classification", "data": {"train": {"path": str(tmp_path / "data" / "train")}},
-            "normalization": "half", "image_size": 32, "workers": 0,
-        },
-        "method": {"name": "goat", "r": 8, "num_experts": 4, "top_k": 2, "lora_dropout": 0.0},
-        "training": {"learning_rate": 0.003, "epochs": 3, "batch_size": 6, "logging_steps": 1},
-        "output_dir": str(tmp_path / "run"),
-    }  # fmt: skip
 
 
 def test_images_too(pictures: dict, tapes: Tapes) -> None:

@@ -26,13 +26,14 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
 
-@pytest.mark.parametrize("task", ["classify", "generate"])
+@pytest.mark.parametrize(("task", "rows"), [("classify", 40), ("generate", 32), ("pictures", 16)])
 def test_every_step_has_the_recipe_s_batch(
-    request: pytest.FixtureRequest, two_gpus: None, capsys: pytest.CaptureFixture[str], task: str
+    request: pytest.FixtureRequest, two_gpus: None, capsys: pytest.CaptureFixture[str], task: str, rows: int
 ) -> None:
     data: dict[str, Any] = request.getfixturevalue(task)
+    if task == "pictures":
+        data["task"]["data"]["cut"] = {"test": 6}
     data["training"] |= {"epochs": 1, "max_steps": None, "batch_size": 4, "gradient_accumulation_steps": 1}
     result = train(recipes.check(json.loads(json.dumps(data)))).result
-    rows = result["train_info"]["rows"]["train"]
     assert max(row["step"] for row in result["train_info"]["metrics"]) == -(-rows // 4)
     assert "of 2 GPUs one is used; `goat launch ddp` uses them all" in " ".join(capsys.readouterr().err.split())

@@ -38,10 +38,10 @@ def compare(
     place = ["--output", str(output)] if output else []
     command = shlex.join(["goat", "compare", plan, *(overrides or []), *place])
 
-    def tell(trial: Any, done: int, total: int) -> None:
+    def tell(trial: Any, done: int, total: int, again: bool) -> None:
         found = trial.outcome()
         said = f"failed: {found.error}" if found.value is None else f"{trial.metric} {percent(found.value)}"
-        say(f"[{done}/{total}] {trial}: {said}")
+        say(f"[{done}/{total}] {trial}: {said}{'; once more at the end, with a device to itself' if again else ''}")
 
     try:
         summary = job.compare(checked, folder, command, tell)

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from ..errors import UserError, closest, first_line
-from ..recipes import Recipe, apply_override, check, read
+from ..recipes import Recipe, apply_override, check, messages, read
 from ..recipes.schema import METHODS, Strict
 
 
@@ -210,13 +210,6 @@ def load_plan(source: str, overrides: list[str] | tuple[str, ...] = ()) -> Plan:
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
-        raise UserError("\n".join(_line(item) for item in error.errors(include_url=False))) from None
-
-
-def _line(item: Any) -> str:
-    """One pydantic error as `field: what is wrong`."""
-    field = ".".join(map(str, item["loc"]))
-    said = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        said = f"unknown key; {closest(str(item['loc'][-1]), [*Plan.model_fields, *MethodPlan.model_fields, *TaskPlan.model_fields])}"
-    return f"plan.{field}: {said}" if field else f"plan.{said}"
+        raise UserError(
+            "\n".join(f"plan.{line.removeprefix('plan: ')}" for line in messages.lines(error, data, root=Plan))
+        ) from None

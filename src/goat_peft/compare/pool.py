@@ -14,7 +14,7 @@ import torch
 from ..training import Interrupted
 from .trials import Trial, execute
 
-Tell = Callable[[Trial, int, int], None]
+Tell = Callable[[Trial, int, int, bool], None]
 _POLL = 0.5  # seconds between looks for workers that died
 # What a worker answers: a run has ended, well or not; it needed more memory than there was.
 ENDED, CROWDED = b".", b"m"
@@ -71,29 +71,31 @@ class _Worker:
 
 
 def run_all(trials: list[Trial], parallel: int, tell: Tell) -> None:
-    """Run the trials that are not finished; `tell` hears of each with (trial, done, total) once it has ended.
+    """Run the trials that are not finished; `tell` hears of each with (trial, done, total, again) once it has ended.
 
-    Those that ended for want of memory, or whose process died, are run once more when all others are through: one at a time on each device.
+    With workers that share a device, those that found no memory, or whose process died, are run once more when all others are through: one at a
+    time on each device. Then `again` is true the first time, and they do not count as done.
     """
     pending = [trial for trial in trials if not trial.finished()]
     done = len(trials) - len(pending)
 
-    def ended(trial: Trial) -> None:
+    def ended(trial: Trial, again: bool) -> None:
         nonlocal done
-        done += 1
-        tell(trial, done, len(trials))
+        done += not again
+        tell(trial, done, len(trials), again)
 
     if parallel == 1:
         for trial in pending:
             execute(trial.recipe)
-            ended(trial)
+            ended(trial, again=False)
         return
-    crowded = _share(pending, parallel, ended, again=True)
-    _share(crowded, max(1, len(_devices())), ended, again=False)
+    alone = max(1, len(_devices()))
+    crowded = _share(pending, parallel, ended, again=min(parallel, len(pending)) > alone)
+    _share(crowded, alone, ended, again=False)
 
 
-def _share(pending: list[Trial], parallel: int, ended: Callable[[Trial], None], again: bool) -> list[Trial]:
-    """Let so many workers run the trials; `ended` hears of each, but with `again` not of those that are returned, as they are worth running again."""
+def _share(pending: list[Trial], parallel: int, ended: Callable[[Trial, bool], None], again: bool) -> list[Trial]:
+    """Let so many workers run the trials; `ended` hears of each. With `again`, those that had no room are told so, and returned."""
     crowded: list[Trial] = []
     waiting = list(pending)
     workers = [_Worker(environment) for environment in _environments(min(parallel, len(pending)))]
@@ -105,10 +107,10 @@ def _share(pending: list[Trial], parallel: int, ended: Callable[[Trial], None], 
             busy = [worker for worker in workers if worker.trial is not None]
             select.select([worker.process.stdout for worker in busy], [], [], _POLL)  # type: ignore[type-var]
             for trial, had_no_room in filter(None, (worker.take() for worker in busy)):
-                if again and had_no_room:
+                once_more = again and had_no_room and not trial.finished()
+                ended(trial, once_more)
+                if once_more:
                     crowded.append(trial)
-                else:
-                    ended(trial)
     finally:
         for worker in workers:
             worker.close()

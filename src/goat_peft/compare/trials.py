@@ -15,6 +15,8 @@ from ..errors import UserError, first_line
 from ..recipes import Recipe, is_stored
 from ..training import Interrupted, record, train
 
+_NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -97,8 +99,18 @@ def execute(recipe: Recipe) -> bool:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a method does wrong must not end the other runs
         records.write_json(Path(str(recipe.output_dir)) / records.RESULT, failure(recipe, started, first_line(error)))
-        return isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        return _found_no_memory(error)
     drop_weights(run.path)
+    return False
+
+
+def _found_no_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is for want of memory. Drivers, cuBLAS and the CPU's allocator say so in words alone."""
+    while error is not None:
+        said = str(error).lower()
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in said for words in _NO_MEMORY):
+            return True
+        error = error.__cause__
     return False
 
 

@@ -26,6 +26,11 @@ def _follow(parent: int) -> None:
     os._exit(1)
 
 
+def run(line: str) -> bytes:
+    """Run the recipe and answer how it ended."""
+    return CROWDED if execute(check(json.loads(line))) else ENDED
+
+
 def main() -> None:
     """Run recipes until there are no more."""
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
@@ -35,7 +40,7 @@ def main() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     try:
         for line in sys.stdin:
-            answer = CROWDED if execute(check(json.loads(line))) else ENDED
+            answer = run(line)
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # other processes share the device

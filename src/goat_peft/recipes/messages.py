@@ -13,16 +13,18 @@ from .schema import METHODS, TASKS, Recipe, TaskOptions
 FAMILIES = {"method": (METHODS, "name"), "task": (TASKS, "type")}
 
 
-def lines(error: ValidationError, data: dict[str, Any], at: tuple[str, ...] = ()) -> list[str]:
+def lines(
+    error: ValidationError, data: dict[str, Any], at: tuple[str, ...] = (), root: type[BaseModel] = Recipe
+) -> list[str]:
     """Turn a validation error into lines such as `training.epochs=abc: should be a number`.
 
     Args:
-        data: the recipe as plain data.
-        at: where in the recipe the block lies that was validated; the whole recipe when empty.
+        data: the recipe, or what `root` describes, as plain data.
+        at: where in it the block lies that was validated; the whole when empty.
     """
     said: dict[str, list[str]] = {}
     for item in _flatten(error, at):
-        field, _, message = _line(item, data).partition(": ")
+        field, _, message = _line(item, data, root).partition(": ")
         if message not in said.setdefault(field, []):
             said[field].append(message)
     # Several messages for one field are the branches of a union: a number, or a table of numbers.
@@ -41,17 +43,17 @@ def _flatten(error: ValidationError, prefix: tuple[Any, ...] = ()) -> list[dict[
     return found
 
 
-def _line(item: dict[str, Any], data: dict[str, Any]) -> str:
+def _line(item: dict[str, Any], data: dict[str, Any], root: type[BaseModel]) -> str:
     # A union's branch is part of pydantic's location ("learning_rate.float"); a user's recipe has no such key.
-    location = tuple(part for part in item["loc"] if _is_key(part, item["loc"], data))
-    field = ".".join(map(str, location)) or "recipe"
+    location = tuple(part for part in item["loc"] if _is_key(part, item["loc"], data, root))
+    field = ".".join(map(str, location)) or root.__name__.lower()
     kind, given = item["type"], item.get("input")
     if kind == "extra_forbidden":
-        parent = _model_at(location[:-1], data)
+        parent = _model_at(location[:-1], data, root)
         hint = closest(str(location[-1]), parent.model_fields) if parent else "remove it"
         return f"{field}={_short(given)}: unknown key; {hint}"
     if kind == "missing":
-        return f"{field}: missing; {_help(location, data) or 'give it a value'}"
+        return f"{field}: missing; {_help(location, data, root) or 'give it a value'}"
     if kind == "unknown_family":
         key = item["ctx"]["key"]
         value = given.get(key) if isinstance(given, dict) else given
@@ -71,20 +73,20 @@ def _line(item: dict[str, Any], data: dict[str, Any]) -> str:
     return f"{field}={_short(given)}: {message}".replace("\n", " ")
 
 
-def _is_key(part: Any, location: tuple[Any, ...], data: dict[str, Any]) -> bool:
+def _is_key(part: Any, location: tuple[Any, ...], data: dict[str, Any], root: type[BaseModel]) -> bool:
     """Tell whether a part of an error's location is a key or index of the recipe rather than a union's branch."""
     if isinstance(part, int):
         return True
     index = location.index(part)
-    parent = _model_at(tuple(location[:index]), data)
+    parent = _model_at(tuple(location[:index]), data, root)
     if parent is not None:
         return part in parent.model_fields or index == len(location) - 1
     return not any(mark in part for mark in ("float", "int", "str", "dict[", "list[", "bool", "constrained"))
 
 
-def _model_at(location: tuple[Any, ...], data: dict[str, Any]) -> type[BaseModel] | None:
+def _model_at(location: tuple[Any, ...], data: dict[str, Any], root: type[BaseModel]) -> type[BaseModel] | None:
     """Return the pydantic model that describes the block at `location`, or None inside a plain value."""
-    model: type[BaseModel] | None = Recipe
+    model: type[BaseModel] | None = root
     block: Any = data
     for part in location:
         inside = isinstance(block, list) and isinstance(part, int) and part < len(block)
@@ -115,8 +117,8 @@ def _inner_model(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _help(location: tuple[Any, ...], data: dict[str, Any]) -> str | None:
-    parent = _model_at(location[:-1], data)
+def _help(location: tuple[Any, ...], data: dict[str, Any], root: type[BaseModel]) -> str | None:
+    parent = _model_at(location[:-1], data, root)
     if parent is None or location[-1] not in parent.model_fields:
         return None
     return parent.model_fields[location[-1]].description

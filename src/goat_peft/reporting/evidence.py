@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from .settings import settings
@@ -197,7 +196,7 @@ def _missing(summary: Summary) -> list[str]:
             elif row["mean"] is None:
                 failed = [trial["error"] for trial in row["test"] or row["sweep"] if trial["value"] is None]
                 what = f"{len(failed)} of {len(row['test'])} runs" if row["test"] else "every learning rate"
-                first = code(shorten(str(failed[0]), 160, placeholder=" ...") if failed else "no run")
+                first = code(_cut(str(failed[0]) if failed else "no run"))
                 notes.append(f"{label} on {task['name']}: {what} failed ({first})")
     if summary.full is not None and not summary.has_pairs:
         notes.append(f"the file is older than differences to {summary.full}: the same `goat compare` adds them")
@@ -208,6 +207,11 @@ def _missing(summary: Summary) -> list[str]:
             f"Of {len(tried)} runs that chose learning rates {tried.count(None)} failed; a rate with a failed run was not chosen."
         )
     return lines
+
+
+def _cut(text: str) -> str:
+    """At most 160 characters of a message: torch's on memory names every process of the device."""
+    return text if len(text) <= 160 else f"{text[:156]} ..."
 
 
 def _origin(summary: Summary, place: Path | None) -> str:
