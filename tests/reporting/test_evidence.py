@@ -19,6 +19,7 @@ def test_a_table_says_what_was_found(tmp_path: Path) -> None:
         "rte<br>accuracy",
         "cola<br>matthews",
         "average",
+        "mean rank",
         "less lora",
         "less full",
         "trained parameters",
@@ -28,13 +29,14 @@ def test_a_table_says_what_was_found(tmp_path: Path) -> None:
         "**63.0** ± 2.8 (2.5e-4)",
         "32.0 ± 2.8 (2.5e-4)",
         "47.50",
+        "1.5",  # first on rte, second on cola
         "+3.50 (+2.00 to +5.00)",
         "-0.50 (-3.00 to +2.00)",
         "400 k to 1.20 M",
         "20",
     ]
-    assert found["full"][1:6] == ["**35.0** ± 7.1 (1e-5)", "**48.00**", "+4.00 (+1.00 to +7.00)", "-", "22.00 M"]
-    assert found["lora"][0] == "58.0 ± 0.0 (2.5e-4)" and found["lora"][3] == "-"
+    assert found["full"][1:7] == ["**35.0** ± 7.1 (1e-5)", "**48.00**", "1.5", "+4.00 (+1.00 to +7.00)", "-", "22.00 M"]
+    assert found["lora"][0] == "58.0 ± 0.0 (2.5e-4)" and found["lora"][4] == "-"
     caption, origin = text.splitlines()[0], text.splitlines()[-1]
     assert "mine" in caption and "r=8" in caption and "over seeds alone on cola" in caption
     for said in (
@@ -185,7 +187,7 @@ def test_files_from_before_the_differences_of_all_pairs_are_read(tmp_path: Path)
     data = made_up()
     for row in data["overall"]:
         del row["against"]
-    assert cells(table(read_summary(stored(data, tmp_path / "old.json"))))["goat"][3] == "+3.50 (+2.00 to +5.00)"
+    assert cells(table(read_summary(stored(data, tmp_path / "old.json"))))["goat"][4] == "+3.50 (+2.00 to +5.00)"
 
 
 def test_what_the_plan_set_for_methods_tasks_and_all_is_below_the_table(tmp_path: Path) -> None:

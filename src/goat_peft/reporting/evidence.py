@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import rankdata
+
 from .settings import settings
 from .summary import Summary
 from .tables import code, count, percent
@@ -21,8 +23,8 @@ def table(summary: Summary, place: Path | None = None) -> str:
     heads = ["method", *(_head(task, summary) for task in summary.tasks)]
     columns = [summary.labels, *(_scores(summary, task) for task in summary.tasks)]
     if len(summary.tasks) > 1:
-        heads.append("average")
-        columns.append(_averages(summary))
+        heads += ["average", "mean rank"]
+        columns += [_averages(summary), _mean_ranks(summary)]
     for other in _others(summary):
         heads.append(f"less {other}")
         columns.append([gap_text(summary.gap(label, other)) for label in summary.labels])
@@ -88,6 +90,17 @@ def _scores(summary: Summary, task: dict[str, Any]) -> list[str]:
 def _averages(summary: Summary) -> list[str]:
     means = [summary.overall[label]["mean"] for label in summary.labels]
     return [text or _MISSING for text in _best([None if mean is None else f"{100 * mean:.2f}" for mean in means])]
+
+
+def _mean_ranks(summary: Summary) -> list[str]:
+    """Mean over tasks of each method's place among all, 1 for the best and ties shared: whatever a task's figure is, and however far it spreads."""
+    places: dict[str, list[float]] = {label: [] for label in summary.labels}
+    for task in summary.tasks:
+        means = {row["label"]: row["mean"] for row in task["rows"] if row["mean"] is not None}
+        for label, place in zip(means, rankdata([-mean for mean in means.values()]), strict=True):
+            places[label].append(float(place))
+    whole = len(summary.tasks)
+    return [f"{sum(own) / whole:.1f}" if len(own) == whole else _MISSING for own in places.values()]
 
 
 def _parameters(summary: Summary, label: str) -> str:
