@@ -53,8 +53,8 @@ def run(output: Path, overrides: list[str], tell: Callable[[Row], None], source:
     rows: list[Row] = []
     runs: list[Run] = []
     for method in METHODS:
-        once = [] if not rows else ["evaluation.untrained=false"]
-        runs.append(train(recipe_for(method, output, [*once, *overrides], source), overwrite=True))
+        once = [f"evaluation.untrained={'false' if rows else 'true'}"]
+        runs.append(train(recipe_for(method, output, [*overrides, *once], source), overwrite=True))
         rows.append(read_row(method, runs[-1].result, rows[0].untrained if rows else None))
         tell(rows[-1])
     stored = records.read_json(runs[0].path / records.EXPERT_USAGE)

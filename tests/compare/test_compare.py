@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from goat_peft.cli import main
 from goat_peft.compare import compare, load_plan, pool, shipped_plans
 from goat_peft.compare.driver import choose
 from goat_peft.errors import UserError
+from goat_peft.methods.full import FullOptions
 from goat_peft.recipes.schema import METHODS
 from goat_peft.reporting.evidence import table
 from goat_peft.reporting.page import write_report
@@ -201,6 +203,11 @@ def test_ties_take_the_smaller_rate() -> None:
         (("methods=[lorra]",), "did you mean lora"),
         (("seeds=[0, 0]",), "plan.seeds=[0, 0]: holds a value twice"),
         (("parallel=0",), "plan.parallel=0: should be greater than 0"),
+        (
+            ("overrides=[training.learning_rate=5]",),
+            "plan.overrides=training.learning_rate=5: a comparison sets training.learning_rate itself; give a method's learning_rates",
+        ),
+        (("methods=[{name: lora, overrides: [method.r=16]}]",), "method.r=16: a comparison sets method.r itself"),
         (("sedes=[0]",), "did you mean seeds"),
         (
             ("common.lora_alhpa=16",),
@@ -362,6 +369,25 @@ def test_a_task_of_its_own_metric_overrides_and_methods(plan_file: Path, tmp_pat
     assert "molora was not to run on short" in text and "without intervals: nothing can be redrawn on tiny" in text
     with pytest.raises(UserError, match="leaves out the baseline"):
         load_plan(str(plan_file), (f"recipes=[{{recipe: {recipe}, methods: [molora]}}]",))
+
+
+def test_a_method_of_this_process_alone_is_not_given_to_workers(plan_file: Path, tmp_path: Path) -> None:
+    class Mine(FullOptions):
+        name: Literal["mine"] = "mine"
+
+    METHODS.register(replace(METHODS["full"], name="mine", options=Mine))
+    try:
+        own = "methods=[{name: lora, learning_rates: [0.1]}, {name: mine, learning_rates: [0.1]}]"
+        with pytest.raises(UserError, match=r"plan\.methods: mine is registered by .*test_compare.*; give parallel=1"):
+            run(plan_file, tmp_path / "out", ("parallel=2", own))
+    finally:
+        METHODS.unregister("mine")
+
+
+def test_a_count_is_no_metric(plan_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="metric=samples: tiny does not report it; choose from accuracy, ") as error:
+        run(plan_file, tmp_path / "out", ("metric=samples", "methods=[lora]", "seeds=[0]"))
+    assert "samples" not in str(error.value).partition("choose from")[2]
 
 
 def test_a_dry_run_counts_and_runs_nothing(plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,21 @@ def test_private_and_logs_are_only_as_asked(run: Path, hub: FakeHub) -> None:
     assert {records.RECIPE, records.RESULT, records.EXPERT_USAGE} <= hub.files.keys()
     pushed(run, hub)  # the repository is there already: another commit to it
     assert len(hub.commits) == 2
+
+
+@pytest.mark.parametrize(
+    ("router", "said"),
+    [("softmax", "4, all of them, weighed, for each token"), ("top_p", "the router top_p lets through for each token")],
+)
+def test_the_card_says_how_many_experts_a_token_gets(run: Path, tmp_path: Path, router: str, said: str) -> None:
+    own = Path(shutil.copytree(run, tmp_path / "run"))
+    result = records.read_json(own / records.RESULT)
+    result["run_info"]["train_config"]["method"]["router"] = router
+    records.write_json(own / records.RESULT, result)
+    text = (stage(own, "me/tiny", tmp_path / "upload", BASE, "apache-2.0").path / "README.md").read_text(
+        encoding="utf-8"
+    )
+    assert said in text and "2 of them" not in text
 
 
 def test_the_card_holds_what_the_run_measured(run: Path, tmp_path: Path) -> None:

@@ -37,7 +37,13 @@ def inspect(
         f"{folder}: {config.get('peft_type')} adapter of {config.get('base_model_name_or_path')}, {size / 2**20:.2f} MiB"
     )
     shown = ("task_type", "r", "num_experts", "router", "top_k", "init_weights", "init_router", "scaling", "eta", "rho", "lora_alpha")  # fmt: skip
-    say(", ".join(f"{name} {config[name]}" for name in shown if config.get(name) is not None))
+    say(
+        ", ".join(
+            f"{name} {config[name]}"
+            for name in shown
+            if config.get(name) is not None and (name != "top_k" or config.get("router", "topk") == "topk")
+        )
+    )
     console.print(_tensor_table(shapes))
     if scales:
         values = [value for row in scales.values() for value in row]

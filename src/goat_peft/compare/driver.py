@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from .. import records
 from ..errors import UserError
+from ..recipes import Recipe
+from ..recipes.registry import PLUGINS
 from ..recipes.schema import METHODS
 from ..training import record
 from .measured import Measured, measure, ran_on
@@ -32,6 +35,8 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any
     """
     cells = [(task, method) for task in plan.recipes for method in plan.methods_of(task)]
     tuning = {_key(task, method): _tuning(plan, task, method, output) for task, method in cells}
+    if plan.parallel > 1:
+        _check_workers_know([recipe for task, method in cells for recipe in _any_recipe(plan, task, method, output)])
     run_all([trial for trials in tuning.values() for trial in trials], plan.parallel, tell)
     chosen = {
         _key(task, method): choose(tuning[_key(task, method)], plan.rates(task, method)) for task, method in cells
@@ -62,6 +67,26 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any
     }
     records.write_json(output / records.COMPARISON, summary)
     return summary
+
+
+def _any_recipe(plan: Plan, task: TaskPlan, method: MethodPlan, output: Path) -> list[Recipe]:
+    trials = _tuning(plan, task, method, output) or _final(plan, task, method, plan.rates(task, method)[0], output)
+    return [trial.recipe for trial in trials[:1]]
+
+
+def _check_workers_know(recipes: list[Recipe]) -> None:
+    """Raise `UserError` for a method or task that only this process has registered."""
+    shared = {"goat_peft", *(plugin.module.partition(".")[0] for plugin in entry_points(group=PLUGINS))}
+    for recipe in recipes:
+        for field, block, name in (
+            ("methods", recipe.method, recipe.method.name),
+            ("recipes", recipe.task, recipe.task.type),
+        ):
+            module = type(block).__module__
+            if module.partition(".")[0] not in shared:
+                raise UserError(
+                    f"plan.{field}: {name} is registered by {module}, which worker processes do not import; give parallel=1, or install it as a plug-in (docs/extending.md)"
+                )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from pydantic import (
 from ..errors import UserError, closest, first_line
 from ..recipes import Recipe, apply_override, check, messages, read
 from ..recipes.schema import METHODS, Strict
+
+# What a comparison sets in every recipe, and what to give instead.
+_SET = {
+    "training.learning_rate": "give a method's learning_rates, or a task's rate_factor",
+    "training.seed": "give seeds, or tuning_seeds",
+    "evaluation.split": "give seeds=[] for the validation split alone",
+    "output_dir": "give --output",
+}
 
 
 class MethodPlan(Strict):
@@ -121,6 +130,13 @@ class Plan(Strict):
             raise ValueError(f"methods: labels {', '.join(labels)} are not all different; give `label`")
         if self.baseline not in labels:
             raise ValueError(f"baseline={self.baseline}: is not among the methods; {closest(self.baseline, labels)}")
+        given = [self.overrides, *(task.overrides for task in self.recipes), *(own.overrides for own in self.methods)]
+        for override in chain.from_iterable(given):
+            key = override.partition("=")[0]
+            if key in _SET or key.partition(".")[0] == "method":
+                raise ValueError(
+                    f"overrides={override}: a comparison sets {key} itself; {_SET.get(key, 'give methods, their options, or common')}"
+                )
         stray = [label for label in self.candidates if label not in labels]
         if stray:
             raise ValueError(f"candidates={stray[0]}: is not among the methods; {closest(stray[0], labels)}")

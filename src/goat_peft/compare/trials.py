@@ -59,8 +59,8 @@ class Trial:
             return Outcome(None, result["run_info"]["error_msg"], result)
         last = result["train_info"]["metrics"][-1]
         name = f"{'test' if self.split == 'test' else 'valid'} {self.metric}"
-        if name not in last:
-            known = sorted(key.partition(" ")[2] for key in last if key.startswith(("test ", "valid ")))
+        if name not in last or not _is_figure(name, last[name]):
+            known = sorted(key.partition(" ")[2] for key, value in last.items() if _is_figure(key, value))
             raise UserError(f"metric={self.metric}: {self.task} does not report it; choose from {', '.join(known)}")
         return Outcome(last[name], None, result)
 
@@ -102,6 +102,11 @@ def execute(recipe: Recipe) -> bool:
         return _found_no_memory(error)
     drop_weights(run.path)
     return False
+
+
+def _is_figure(key: str, value: Any) -> bool:
+    """Whether a name in a result's last row is that of a score; counts, such as the number of samples, are whole numbers."""
+    return key.startswith(("test ", "valid ")) and not isinstance(value, int)
 
 
 def _found_no_memory(error: BaseException | None) -> bool:

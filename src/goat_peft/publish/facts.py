@@ -163,9 +163,10 @@ def _settings(config: dict[str, Any], info: dict[str, Any]) -> dict[str, str]:
     method, training = config["method"], config["training"]
     shown = {"method": method["name"]}
     if "num_experts" in method:
-        shown["experts"] = (
-            f"{method['num_experts']}, {method['top_k']} of them for each token, total rank {method['r']}"
-        )
+        router = method.get("router", "topk")
+        few = {"topk": f"{method['top_k']} of them", "softmax": "all of them, weighed,"}
+        active = few.get(router, f"as many of them as the router {router} lets through")
+        shown["experts"] = f"{method['num_experts']}, {active} for each token, total rank {method['r']}"
         shown["start"] = (
             f"init_weights={method['init_weights']}, init_router={method.get('init_router', 'kaiming')}, scaling={method['scaling']}, "
             f"eta={method['eta']}, rho={method['rho']}"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from importlib.metadata import entry_points
 from typing import Generic, Protocol, TypeVar
 
-from ..errors import UserError, closest
+from ..errors import UserError, closest, first_line
+
+# Entry points of installed packages in this group are modules that register methods and tasks.
+PLUGINS = "goat_peft"
 
 
 class Named(Protocol):
@@ -19,7 +23,7 @@ Entry = TypeVar("Entry", bound=Named)
 
 
 class Registry(Generic[Entry]):
-    """Entries by name; the modules of `package` are imported at the first look-up, so a new file needs no list.
+    """Entries by name; the modules of `package`, and installed plug-ins, are imported at the first look-up, so a new file needs no list.
 
     Args:
         kind: what an entry is, for messages ("method").
@@ -66,3 +70,10 @@ class Registry(Generic[Entry]):
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
+        for plugin in entry_points(group=PLUGINS):
+            try:
+                plugin.load()
+            except Exception as error:
+                raise UserError(
+                    f"plug-in {plugin.name} = {plugin.value}: cannot be imported ({first_line(error)}); mend it, or uninstall the package that holds it"
+                ) from error

@@ -235,7 +235,9 @@ class Training(Strict):
     @model_validator(mode="after")
     def _one_length(self) -> Training:
         if self.epochs is not None and self.max_steps is not None:
-            raise ValueError("epochs and max_steps are both given; set one of them to null")
+            raise ValueError(
+                "epochs and max_steps are both given; set one of them to null, such as training.epochs=null"
+            )
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 are both true; keep bf16 where the GPU has it")
         return self
