@@ -34,10 +34,10 @@ def table() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("label", LABELS.values())
 def test_quality(label: str) -> None:
-    seven, six, gap, _ = table()[label]
-    rest = overall("evidence-fair-r8-six")[label]
-    assert seven == f"{100 * overall('evidence-fair-r8')[label]['mean']:.1f}" and six == f"{100 * rest['mean']:.1f}"
-    against = {key: 100 * value for key, value in rest["against"].get("full", {}).items()}
+    seven, gap, six, _ = table()[label]
+    row, rest = overall("evidence-fair-r8")[label], overall("evidence-fair-r8-six")[label]
+    assert seven == f"{100 * row['mean']:.1f}" and six == f"{100 * rest['mean']:.1f}"
+    against = {key: 100 * value for key, value in row["against"].get("full", {}).items()}
     assert gap == ("{difference:+.1f} ({low:+.1f} to {high:+.1f})".format(**against) if against else "-")
 
 

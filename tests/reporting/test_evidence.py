@@ -52,7 +52,7 @@ def test_a_table_says_what_was_found(tmp_path: Path) -> None:
         "Picked by these averages, which the intervals leave out of account: the best of the candidates."
     )
     assert "by Student's t, degrees of freedom after Welch and Satterthwaite)" in caption
-    assert "; seconds of training, mean over tasks; bold" in caption
+    assert "; seconds of training, mean over tasks; mean rank over tasks: 1 is best; bold" in caption
 
 
 def test_a_lone_task_has_a_number_of_degrees_of_freedom(tmp_path: Path) -> None:

@@ -107,11 +107,13 @@ def outlook(plan: Plan, output: Path) -> list[Outlook]:
     for task in plan.recipes:
         methods = plan.methods_of(task)
         tuning = [_tuning(plan, task, method, output) for method in methods]
+        if plan.parallel > 1:
+            _check_workers_know([recipe for own in methods for recipe in _any_recipe(plan, task, own, output)])
         tuned = [[trial.finished() for trial in trials] for trials in tuning]
         scored = [
             trial.finished()
-            for method, trials, done in zip(methods, tuning, tuned, strict=True)
-            if all(done)  # else the rate is not chosen yet
+            for method, trials in zip(methods, tuning, strict=True)
+            if all(trial.outcome().result for trial in trials)  # ended, well or not; else the rate is not chosen yet
             for trial in _final(plan, task, method, choose(trials, plan.rates(task, method)), output)
         ]
         runs = len(methods) * len(task.seeds or [])

@@ -133,6 +133,10 @@ class Plan(Strict):
         given = [self.overrides, *(task.overrides for task in self.recipes), *(own.overrides for own in self.methods)]
         for override in chain.from_iterable(given):
             key = override.partition("=")[0]
+            if key in ("training", "evaluation"):
+                raise ValueError(
+                    f"overrides={override}: replaces what a comparison sets; give its keys one by one, such as {key}.KEY=VALUE"
+                )
             if key in _SET or key.partition(".")[0] == "method":
                 raise ValueError(
                     f"overrides={override}: a comparison sets {key} itself; {_SET.get(key, 'give methods, their options, or common')}"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from ..training import Interrupted
-from .trials import Trial, execute
+from .trials import Trial, drop_weights, execute
 
 Tell = Callable[[Trial, int, int, bool], None]
 _POLL = 0.5  # seconds between looks for workers that died
@@ -76,7 +76,12 @@ def run_all(trials: list[Trial], parallel: int, tell: Tell) -> None:
     With workers that share a device, those that found no memory, or whose process died, are run once more when all others are through: one at a
     time on each device. Then `again` is true the first time, and they do not count as done.
     """
-    pending = [trial for trial in trials if not trial.finished()]
+    pending = []
+    for trial in trials:
+        if trial.finished():
+            drop_weights(trial.path)  # it may have been stopped between its end and this
+        else:
+            pending.append(trial)
     done = len(trials) - len(pending)
 
     def ended(trial: Trial, again: bool) -> None:

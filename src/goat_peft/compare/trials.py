@@ -15,7 +15,7 @@ from ..errors import UserError, first_line
 from ..recipes import Recipe, is_stored
 from ..training import Interrupted, record, train
 
-_NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
+_NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "cannot allocate memory")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class Trial:
             raise UserError(
                 f"output={self.path}: holds a run with other settings; give another --output, or remove that folder"
             )
-        drop_weights(self.path)
         return True
 
     def outcome(self) -> Outcome:
@@ -115,7 +114,7 @@ def _found_no_memory(error: BaseException | None) -> bool:
         said = str(error).lower()
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in said for words in _NO_MEMORY):
             return True
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
     return False
 
 

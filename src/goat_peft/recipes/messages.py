@@ -70,6 +70,8 @@ def _line(item: dict[str, Any], data: dict[str, Any], root: type[BaseModel]) -> 
         if not re.match(r"[\w.]+=", message):
             return f"{field}: {message}"
         return f"{field}.{message}" if location else message
+    if re.match(r"[a-z_]+=", message):  # a bare name in the place of a block
+        return f"{field}.{message}"
     return f"{field}={_short(given)}: {message}".replace("\n", " ")
 
 

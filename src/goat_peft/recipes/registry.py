@@ -74,6 +74,7 @@ class Registry(Generic[Entry]):
             try:
                 plugin.load()
             except Exception as error:
+                self._loaded = False  # the next look-up says so again
                 raise UserError(
                     f"plug-in {plugin.name} = {plugin.value}: cannot be imported ({first_line(error)}); mend it, or uninstall the package that holds it"
                 ) from error

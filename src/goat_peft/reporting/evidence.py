@@ -133,7 +133,8 @@ def _caption(summary: Summary) -> str:
     seconds = "seconds of training" + (", mean over tasks" if len(summary.tasks) > 1 else "")
     if summary.plan.get("parallel", 1) > 1:
         seconds += ", of runs that may have shared a device: no speed comparison"
-    return "; ".join([*parts, seconds, "bold: best of its column"]) + "."
+    ranks = ["mean rank over tasks: 1 is best"] if len(summary.tasks) > 1 else []
+    return "; ".join([*parts, seconds, *ranks, "bold: best of its column"]) + "."
 
 
 def _intervals(summary: Summary) -> str:

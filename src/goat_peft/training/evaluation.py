@@ -55,7 +55,10 @@ class Findings:
     @property
     def metrics(self) -> dict[str, float]:
         """Every figure: `exact_match`, or `gsm8k exact_match` and `average`, the mean of the tests' main figures."""
-        figures = {f"{test.field}{name}": value for test, own in self.found for name, value in own.metrics.items()}
+        # Floats even where a figure is 0 or 1: whole numbers are counts.
+        figures = {
+            f"{test.field}{name}": float(value) for test, own in self.found for name, value in own.metrics.items()
+        }
         if len(self.found) > 1:
             main = [scores.metrics[test.task.main_metric] for test, scores in self.found]
             figures["average"] = sum(main) / len(main)
