@@ -36,7 +36,8 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any
     cells = [(task, method) for task in plan.recipes for method in plan.methods_of(task)]
     tuning = {_key(task, method): _tuning(plan, task, method, output) for task, method in cells}
     if plan.parallel > 1:
-        _check_workers_know([recipe for task, method in cells for recipe in _any_recipe(plan, task, method, output)])
+        for task, method in cells:
+            _check_workers_know(_any_recipe(plan, task, method, tuning[_key(task, method)], output))
     run_all([trial for trials in tuning.values() for trial in trials], plan.parallel, tell)
     chosen = {
         _key(task, method): choose(tuning[_key(task, method)], plan.rates(task, method)) for task, method in cells
@@ -69,24 +70,23 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any
     return summary
 
 
-def _any_recipe(plan: Plan, task: TaskPlan, method: MethodPlan, output: Path) -> list[Recipe]:
-    trials = _tuning(plan, task, method, output) or _final(plan, task, method, plan.rates(task, method)[0], output)
-    return [trial.recipe for trial in trials[:1]]
+def _any_recipe(plan: Plan, task: TaskPlan, method: MethodPlan, tuning: list[Trial], output: Path) -> Recipe:
+    """The recipe of one of a cell's runs; all of them have the same method and task."""
+    return (tuning or _final(plan, task, method, plan.rates(task, method)[0], output))[0].recipe
 
 
-def _check_workers_know(recipes: list[Recipe]) -> None:
+def _check_workers_know(recipe: Recipe) -> None:
     """Raise `UserError` for a method or task that only this process has registered."""
     shared = {"goat_peft", *(plugin.module.partition(".")[0] for plugin in entry_points(group=PLUGINS))}
-    for recipe in recipes:
-        for field, block, name in (
-            ("methods", recipe.method, recipe.method.name),
-            ("recipes", recipe.task, recipe.task.type),
-        ):
-            module = type(block).__module__
-            if module.partition(".")[0] not in shared:
-                raise UserError(
-                    f"plan.{field}: {name} is registered by {module}, which worker processes do not import; give parallel=1, or install it as a plug-in (docs/extending.md)"
-                )
+    for field, block, name in (
+        ("methods", recipe.method, recipe.method.name),
+        ("recipes", recipe.task, recipe.task.type),
+    ):
+        module = type(block).__module__
+        if module.partition(".")[0] not in shared:
+            raise UserError(
+                f"plan.{field}: {name} is registered by {module}, which worker processes do not import; give parallel=1, or install it as a plug-in (docs/extending.md)"
+            )
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def outlook(plan: Plan, output: Path) -> list[Outlook]:
         methods = plan.methods_of(task)
         tuning = [_tuning(plan, task, method, output) for method in methods]
         if plan.parallel > 1:
-            _check_workers_know([recipe for own in methods for recipe in _any_recipe(plan, task, own, output)])
+            for method, trials in zip(methods, tuning, strict=True):
+                _check_workers_know(_any_recipe(plan, task, method, trials, output))
         tuned = [[trial.finished() for trial in trials] for trials in tuning]
         scored = [
             trial.finished()
