@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .measure import append_rows, environment
+from .measure import append_rows, environment, ratio
 from .train_step import training_step
 from .workloads import METHODS, apply_method, build_base
 
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
                         row[f"over_{name}"] = statistics.median(ratios)
                         row[f"over_{name}_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
                 print(
-                    f"{shape} {batch}x{length} r={r:<3} {method:6} {row['step_ms']:8.1f} ms  {row.get('over_floor', 0):6.3f} x floor  {row.get('over_lora', 0):6.3f} x lora",
+                    f"{shape} {batch}x{length} r={r:<3} {method:6} {row['step_ms']:8.1f} ms  {ratio(row.get('over_floor'))} x floor  {ratio(row.get('over_lora'))} x lora",
                     flush=True,
                 )
                 rows.append(row)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import StaticCache
 
-from .measure import append_rows, captured, environment, median_ms, peak_gib, reset_memory
+from .measure import append_rows, captured, environment, median_ms, peak_gib, ratio, reset_memory
 from .workloads import METHODS, SHAPES, apply_method, build_base
 
 _PROMPT, _ROOM = 128, 256
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
                 row["over_lora"] = row["token_ms"] / lora if lora else None
                 kind = "graph" if graph else "eager"
                 print(
-                    f"{args.shape} batch {batch:<2} {kind} {row['method']:6} {row['token_ms']:8.3f} ms a token  {row['over_lora'] or 0:6.3f} x lora",
+                    f"{args.shape} batch {batch:<2} {kind} {row['method']:6} {row['token_ms']:8.3f} ms a token  {ratio(row['over_lora'])} x lora",
                     flush=True,
                 )
             append_rows(args.results, [row | about for row in rows])

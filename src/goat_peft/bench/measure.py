@@ -79,6 +79,11 @@ def peak_gib(device: str) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
 
 
+def ratio(value: float | None) -> str:
+    """A ratio in six columns; a dash where what it is measured against was not."""
+    return f"{value:6.3f}" if value is not None else "     -"
+
+
 def environment(device: str) -> dict[str, Any]:
     """Device, versions, date and command of this run."""
     return {

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from . import train_step
-from .measure import append_rows, environment
+from .measure import append_rows, environment, ratio
 from .workloads import METHODS, SHAPES
 
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
                 del row["step_ms"]
                 row["over_lora"] = row["peak_gib"] / lora if lora else None
                 print(
-                    f"{args.shape} {size:>9} r={r:<3} {row['method']:6} {row['peak_gib']:7.2f} GiB  {row['over_lora'] or 0:6.3f} x lora",
+                    f"{args.shape} {size:>9} r={r:<3} {row['method']:6} {row['peak_gib']:7.2f} GiB  {ratio(row['over_lora'])} x lora",
                     flush=True,
                 )
             append_rows(args.results, [row | about for row in rows])

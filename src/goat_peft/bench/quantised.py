@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .measure import append_rows, environment, median_ms, peak_gib, reset_memory, steady_ms
+from .measure import append_rows, environment, median_ms, peak_gib, ratio, reset_memory, steady_ms
 from .train_step import training_step
 from .workloads import SHAPES, apply_method, build_base, linear_names
 
@@ -109,10 +109,10 @@ def main(arguments: list[str] | None = None) -> None:
                     ("peak_gib", "memory_over_lora"),
                 ):
                     row[name] = row[key] / lora[key] if lora and row[key] else None
-                memory = f"{row['peak_gib']:6.2f} GiB {row['memory_over_lora'] or 0:6.3f} x" if row["peak_gib"] else ""
+                memory = f"{row['peak_gib']:6.2f} GiB {ratio(row['memory_over_lora'])} x" if row["peak_gib"] else ""
                 print(
-                    f"{args.shape} {kind} {size:>9} r={args.rank:<3} {row['method']:6} {row['step_ms']:9.2f} ms {row['over_lora'] or 0:6.3f} x lora"
-                    f"  (waited for {row['waited_ms']:.2f}, {row['waited_over_lora'] or 0:.3f})  {memory}",
+                    f"{args.shape} {kind} {size:>9} r={args.rank:<3} {row['method']:6} {row['step_ms']:9.2f} ms {ratio(row['over_lora'])} x lora"
+                    f"  (waited for {row['waited_ms']:.2f}, {ratio(row['waited_over_lora'])})  {memory}",
                     flush=True,
                 )
             append_rows(args.results, [row | about for row in rows])

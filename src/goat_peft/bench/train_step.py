@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .measure import append_rows, captured, environment, median_ms, peak_gib, reset_memory, steady_ms
+from .measure import append_rows, captured, environment, median_ms, peak_gib, ratio, reset_memory, steady_ms
 from .workloads import METHODS, SHAPES, apply_method, build_base
 
 
@@ -103,8 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
                     memory = f"{row['peak_gib']:6.2f} GiB" if row["peak_gib"] is not None else ""
                     print(
                         f"{args.shape} {size:>9} r={r:<3} E={num_experts:<3} p={args.dropout} {'compiled ' if args.compile else ''}{'graph ' if args.graph else ''}{row['method']:6}"
-                        f" {row['step_ms']:9.2f} ms  {row['over_floor'] or 0:6.3f} x floor  {row['over_lora'] or 0:6.3f} x lora"
-                        f"  (waited for {row['waited_ms']:.2f}, {row['waited_over_floor'] or 0:.3f}, {row['waited_over_lora'] or 0:.3f})  {memory}",
+                        f" {row['step_ms']:9.2f} ms  {ratio(row['over_floor'])} x floor  {ratio(row['over_lora'])} x lora"
+                        f"  (waited for {row['waited_ms']:.2f}, {ratio(row['waited_over_floor'])}, {ratio(row['waited_over_lora'])})  {memory}",
                         flush=True,
                     )
                 append_rows(args.results, [row | about for row in rows])
