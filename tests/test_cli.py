@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 import yaml
 from transformers import AutoModelForSequenceClassification
 
+import goat_peft
 from goat_peft import recipes, records
 from goat_peft.cli import main
 
@@ -235,3 +238,10 @@ def test_training_rows_that_are_cut_or_dropped_are_said_and_kept(
     assert "task.max_length=8: 0 of 4 training rows were cut, 4 more were dropped because" in said
     result = json.loads((Path(generate["output_dir"]) / "result.json").read_text(encoding="utf-8"))
     assert result["train_info"]["rows"] == {"train": 4, "cut": 0, "dropped": 4}
+
+
+def test_version_names_the_package_and_what_it_stands_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert goat("--version") == 0
+    said = capsys.readouterr().out.split()
+    assert said[:2] == ["goat-peft", goat_peft.__version__]
+    assert torch.__version__ in " ".join(said) and transformers.__version__ in " ".join(said)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 import warnings
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
+from .. import __version__
 from ..errors import UserError
 from . import (
     bench,
@@ -25,7 +29,7 @@ from . import (
     train,
     view,
 )
-from .output import complain
+from .output import complain, say
 
 app = typer.Typer(
     name="goat",
@@ -34,6 +38,25 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_versions(wanted: bool) -> None:
+    if wanted:
+        below = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+        say(f"goat-peft {__version__} ({below}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    versions: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_versions, is_eager=True, help="Print the versions and stop."),
+    ] = False,
+) -> None:
+    pass
+
+
 app.command(name="train", help=train.HELP)(train.train)
 app.command(name="launch", help=launch.HELP)(launch.launch)
 app.command(name="eval", help=evaluate.HELP)(evaluate.evaluate)

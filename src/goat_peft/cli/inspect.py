@@ -10,8 +10,7 @@ from rich.table import Table
 
 from .. import records
 from ..errors import UserError
-from ..reporting.pictures import short_layer
-from ..reporting.tables import count
+from ..reporting.tables import count, short_layer
 from .output import console, say
 
 HELP = "Say what an adapter is: base, settings, sizes, scales, and how busy its experts were."

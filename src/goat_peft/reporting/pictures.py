@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .style import COLOURS, HEAT, save
+from .tables import short_layer
 
 
 def curve(result: dict[str, Any], path: Path) -> None:
@@ -54,9 +55,3 @@ def series(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]
     """Steps and values of the rows that have `key`; the closing row, which repeats the last loss, is left out."""
     points = {row["step"]: row[key] for row in rows[:-1] if row.get(key) is not None}
     return list(points), list(points.values())
-
-
-def short_layer(name: str) -> str:
-    """Leave out the parts of a layer's name that every layer shares."""
-    drop = {"base_model", "model", "bert", "roberta", "encoder", "layer", "layers", "self", "transformer"}
-    return ".".join(part for part in name.split(".") if part not in drop)

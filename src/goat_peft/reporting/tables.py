@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from scipy.stats import binomtest
-
 
 def final_row(result: dict[str, Any]) -> dict[str, Any]:
     """The last row of a result's metrics: its final figures."""
@@ -14,6 +12,8 @@ def final_row(result: dict[str, Any]) -> dict[str, Any]:
 
 def interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson interval of a share: how far a figure from `total` examples may be off by their choice."""
+    from scipy.stats import binomtest  # half a second that other figures need not wait for
+
     found = binomtest(correct, total).proportion_ci(confidence, method="wilson")
     return float(found.low), float(found.high)
 
@@ -28,6 +28,12 @@ def count(number: int) -> str:
     if number >= 1_000_000:
         return f"{number / 1e6:.2f} M"
     return f"{number / 1e3:.0f} k" if number >= 1000 else str(number)
+
+
+def short_layer(name: str) -> str:
+    """Leave out the parts of a layer's name that every layer shares."""
+    drop = {"base_model", "model", "bert", "roberta", "encoder", "layer", "layers", "self", "transformer"}
+    return ".".join(part for part in name.split(".") if part not in drop)
 
 
 def code(text: str) -> str:

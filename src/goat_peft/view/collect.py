@@ -18,7 +18,7 @@ from ..adapter import GoatLayer
 from ..adapter.capture import TokenRouting, capture_routing
 from ..errors import UserError
 from ..recipes import Recipe
-from ..reporting.pictures import short_layer
+from ..reporting.tables import short_layer
 from .curves import curves
 from .opening import Opened, Watch, open_run, read_recipe
 from .samples import Grid, Sample, own_text, split_samples
