@@ -76,6 +76,14 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON list of measured rows; raise `ValueError` for a file that is none."""
+    found = read_json(path)
+    if not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
+        raise ValueError("not a list of rows")
+    return found
+
+
 def read_settings(path: Path, field: str, remedy: str) -> dict[str, Any]:
     """Read a JSON file that holds keys; raise `UserError` naming `field`, the path and the `remedy` for one that is broken."""
     try:

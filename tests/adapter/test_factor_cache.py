@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_the_hash_sees_every_bit_and_every_place(dtype: torch.dtype, columns: in
     new(two_signs)
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "shape", "nan"])
+@pytest.mark.parametrize("damage", ["empty", "text", "shape", "flip"])
 def test_a_broken_file_is_computed_again(damage: str, folder: Path) -> None:
     weight, config = torch.randn(24, 40), GoatConfig(r=8)
     whole = cached_factors(weight, config, torch.float32)
@@ -99,9 +100,12 @@ def test_a_broken_file_is_computed_again(damage: str, folder: Path) -> None:
         path.write_bytes(b"")
     elif damage == "text":
         path.write_text("not tensors")
+    elif damage == "shape":
+        factor_cache._write(path, initialization.Factors(whole.A[:, :3], whole.B, whole.scale))
     else:
-        wrong = whole.A[:, :3] if damage == "shape" else whole.A * float("nan")
-        factor_cache._write(path, initialization.Factors(wrong, whole.B, whole.scale))
+        data = bytearray(path.read_bytes())
+        data[-100] ^= 1
+        path.write_bytes(data)
     again = cached_factors(weight, config, torch.float32)
     assert torch.equal(again.A, whole.A)
     assert torch.equal(factor_cache._read(path, weight, config, torch.float32).A, whole.A)
@@ -109,13 +113,11 @@ def test_a_broken_file_is_computed_again(damage: str, folder: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(folder: Path) -> None:
     (folder / "file").write_text("")
-    with use_factor_cache(folder / "file" / "below"):
+    with use_factor_cache(folder / "file" / "below"), pytest.warns(UserWarning, match="HF_HOME"):
         assert cached_factors(torch.randn(24, 40), GoatConfig(r=8), torch.float32).A.isfinite().all()
 
 
 def test_the_folder_stays_bounded_and_the_oldest_go_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     weights = [torch.randn(24, 40) for _ in range(3)]
     for age, weight in enumerate(weights):
         cached_factors(weight, GoatConfig(r=8), torch.float32)
@@ -125,3 +127,24 @@ def test_the_folder_stays_bounded_and_the_oldest_go_first(folder: Path, monkeypa
     monkeypatch.setattr(factor_cache, "LARGEST_FOLDER", 2 * size)
     factor_cache.prune()
     assert len(list(folder.iterdir())) == 2 and newest.exists()
+
+
+def test_a_file_that_may_only_be_read_is_used(svd_calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(24, 40)
+    cached_factors(weight, GoatConfig(r=8), torch.float32)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(factor_cache.os, "utime", refuse)
+    cached_factors(weight, GoatConfig(r=8), torch.float32)
+    assert len(svd_calls) == 1
+
+
+def test_what_killed_processes_left_goes_after_a_day(folder: Path) -> None:
+    left = [folder / f".{name}{factor_cache._UNFINISHED}" for name in ("old", "new")]
+    for path in left:
+        path.write_bytes(b"half")
+    os.utime(left[0], (0, 0))
+    factor_cache.prune()
+    assert [path.exists() for path in left] == [False, True]

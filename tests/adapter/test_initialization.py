@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from goat_peft import GoatConfig
 from goat_peft.adapter import GoatLinear
+from goat_peft.adapter import layer as layer_module
 from goat_peft.adapter.initialization import expert_scale, plain_factors, segment_factors, segment_starts
 from goat_peft.adapter.routing import RoutingContext
 
@@ -220,3 +221,36 @@ def test_base_weight_is_never_written() -> None:
     after = adapted().unload().state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_interrupted_start_leaves_no_layer_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(*[nn.Linear(16, 16) for _ in range(3)])
+    config = GoatConfig(r=4, num_experts=2, target_modules=["0", "1", "2"])
+    original, calls = layer_module.cached_factors, []
+
+    def stop(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(layer_module, "cached_factors", stop)
+    with pytest.raises(KeyboardInterrupt):
+        get_peft_model(model, config)
+    tuned = [layer for layer in model if isinstance(layer, layer_module.GoatLayer)]
+    assert len(tuned) == 3
+    model(torch.randn(5, 16))
+    for layer in tuned:
+        assert (
+            layer.goat_scale["default"].all()
+            and layer.goat_A["default"].any()
+            and layer.goat_base_sample["default"].any()
+        )
+        assert not layer.pending
+
+
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    model[1].weight.data[3, 4] = float("nan")
+    with pytest.raises(ValueError, match=r"^1: the base weight holds NaN or infinity"):
+        get_peft_model(model, GoatConfig(r=4, num_experts=2, target_modules=["0", "1"]))

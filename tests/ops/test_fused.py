@@ -42,6 +42,8 @@ CASES = [
     Case(18, 32, (16, 8, 8, 24), 2, 4, 1, residual=False, masked=False),
 ]
 
+WIDE = Case(9, 32, (24, 16, 8), 2, 32, 1)  # 192 columns: more than the dropout kernels take at a time
+
 
 @dataclass
 class Tensors:
@@ -170,7 +172,7 @@ def kernel_mask(tokens: int, n: int, dropout: float, seed: int, device: str) -> 
         ).outputs[0]
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[8]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[8], WIDE], ids=str)
 def test_dropout_draws_the_same_mask_in_forward_and_backward(case: Case, device: str) -> None:
     from goat_peft.ops import dense, fused
 
@@ -254,3 +256,46 @@ def test_gradients_of_a_router_that_is_nearly_sure(path: str, top_k: int, device
         _, found = routed_linears(fast.x, fast.members, Settings(top_k, 0.0, True))
         (found.sum(1)[:, :4].double() * drawn.grad_p).sum().backward()
     assert error(fast.members[0].router.grad, exact.members[0].router.grad) < 1e-6
+
+
+def test_more_slots_than_decoding_takes_at_a_time(device: str) -> None:
+    case = Case(3, 32, (24,), 8, 32, 2)
+    drawn = draw(case, device, torch.float32).copy(torch.float32, torch.float32)
+    with torch.no_grad():
+        found = {}
+        for path in ("torch", "triton"):
+            with use_path(path):
+                found[path], _ = routed_linears(drawn.x, drawn.members, Settings(2, 0.0, False), bases=drawn.bases)
+    assert error(found["triton"][0], found["torch"][0]) < 1e-5
+
+
+def test_statistics_of_a_mask_that_is_a_column(device: str) -> None:
+    drawn = draw(CASES[0], device, torch.float32).copy(torch.float32, torch.float32)
+    mask = torch.randint(0, 2, (37, 5), device=device)[:, -1]
+    counted = {}
+    for path in ("torch", "triton"):
+        with use_path(path):
+            statistics = routed_linears(drawn.x, drawn.members, Settings(2, 0.0, True), mask)[1]
+        counted[path] = statistics.sum(1)
+    assert float(counted["torch"][0, -1]) == mask.sum()
+    assert error(counted["triton"], counted["torch"]) < 1e-5
+
+
+def test_a_gradient_of_statistics_without_strides(device: str) -> None:
+    drawn = draw(CASES[0], device, torch.float32).copy(torch.float32, torch.float32)
+    with use_path("triton"):
+        statistics = routed_linears(drawn.x, drawn.members, Settings(2, 0.0, True))[1]
+    (grad,) = torch.autograd.grad(
+        statistics.sum(), drawn.members[0].router
+    )  # probabilities sum to 1 whatever the router
+    assert grad.abs().max() < 1e-5
+
+
+def test_no_tokens_with_dropout(device: str) -> None:
+    drawn = draw(CASES[0], device, torch.float32).copy(torch.float32, torch.float32)
+    empty = drawn.x[:0].detach().requires_grad_()
+    with use_path("triton"):
+        outputs, _ = routed_linears(empty, drawn.members, Settings(2, 0.3, False), bases=drawn.bases)
+    assert outputs[0].shape == (0, 24)
+    grads = torch.autograd.grad(outputs[0].sum(), [empty, drawn.members[0].A, drawn.members[0].B])
+    assert all(not grad.any() for grad in grads)

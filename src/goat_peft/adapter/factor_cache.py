@@ -1,7 +1,8 @@
 """Initial factors on disk, so that a second start on the same weights needs no SVD.
 
 A file is found by the weight itself (a hash over all its bits) and by every setting that the factors depend on; so a changed weight or setting finds
-nothing, and nothing ever has to be thrown away by hand. Only safetensors are read, and a file that is broken or does not fit is computed again.
+nothing, and nothing ever has to be thrown away by hand. Only safetensors are read, and a file that is broken, does not fit, or holds other bits than
+were written is computed again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import contextlib
 import hashlib
 import json
 import os
+import time
+import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +29,9 @@ from .initialization import Factors, expert_scale, segment_factors
 
 SMALLEST = 512  # min(m, n) from which an SVD takes longer than a file
 LARGEST_FOLDER = 8 * 2**30  # bytes; beyond, the files not used for longest go
-_FORMAT = 1
+_FORMAT = 2
+_UNFINISHED = ".unfinished"  # ends the names of files that are being written
+_ABANDONED = 24 * 3600  # seconds after which their writer is gone
 
 _folder: Path | None = Path(constants.HF_HOME) / "goat-peft" / "factors"
 
@@ -57,9 +63,13 @@ def cached_factors(weight: Tensor, config: GoatConfig, dtype: torch.dtype) -> Fa
 
 
 def prune() -> None:
-    """Remove the files that were not used for longest while the folder holds more than `LARGEST_FOLDER`."""
+    """Remove what killed processes left, and the files that were not used for longest while the folder holds more than `LARGEST_FOLDER`."""
     if _folder is None or not _folder.is_dir():
         return
+    for path in _folder.glob(f"*{_UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink(missing_ok=True)
     files = []
     for path in _folder.glob("*.safetensors"):
         with contextlib.suppress(OSError):  # another process may be doing the same
@@ -122,23 +132,36 @@ def _read(path: Path, weight: Tensor, config: GoatConfig, dtype: torch.dtype) ->
     try:
         with safe_open(path, "pt", device=str(weight.device)) as file:
             found = Factors(file.get_tensor("A"), file.get_tensor("B"), file.get_tensor("scale"))
-        os.utime(path)
+            written = (file.metadata() or {}).get("digest")
     except (OSError, SafetensorError, RuntimeError):
         return None
+    with contextlib.suppress(OSError):  # a file of somebody else's may be read and not touched
+        os.utime(path)
     fits = found.A.shape == (r, n) and found.B.shape == (m, r) and found.scale.shape == (config.num_experts,)
     if not fits or any(tensor.dtype != dtype for tensor in (found.A, found.B, found.scale)):
         return None
-    finite = torch.stack([tensor.isfinite().all() for tensor in (found.A, found.B, found.scale)])
-    return found if finite.all() else None
+    return found if written == _digest(found) else None
+
+
+def _digest(factors: Factors) -> str:
+    """A hash over every bit of the factors."""
+    return "".join(weight_hash(tensor) for tensor in (factors.A, factors.B, factors.scale[None]))
 
 
 def _write(path: Path, factors: Factors) -> None:
-    """Write in one step; a folder that cannot be written to only means that the next start computes again."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}")
-    with contextlib.suppress(OSError, SafetensorError):
+    """Write in one step; a folder that cannot be written to only means that the next start computes again, which a warning says."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}{_UNFINISHED}")
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in vars(factors).items()}
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in vars(factors).items()}
-        save_file(tensors, temporary)
-        temporary.replace(path)
-    with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
+        try:
+            save_file(tensors, temporary, {"digest": _digest(factors)})
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(
+            f"The experts' initial values cannot be kept in {path.parent} ({error}); each start computes them anew. Set HF_HOME to a folder that can "
+            "be written to, or use `with use_factor_cache(None):`.",
+            stacklevel=2,
+        )

@@ -108,7 +108,13 @@ def segment_factors(weight: Tensor, config: GoatConfig) -> Factors:
     """Factors with `s_j B_j A_j = (1 / rho) U' S' V'^T` on each expert's segment of the SVD of `weight` (m, n).
 
     `B_j = sqrt(1 / (s_j rho)) U' S'^(1/2)` and `A_j = sqrt(1 / (s_j rho)) S'^(1/2) V'^T`, computed on the weight's device, in float64.
+
+    Raises `ValueError` for a weight that is not finite.
     """
+    if not weight.isfinite().all():
+        raise ValueError(
+            "the base weight holds NaN or infinity, which has no SVD; load the base anew, in a dtype that holds its values."
+        )
     m, n = weight.shape
     rank, num_experts = config.expert_rank, config.num_experts
     starts = torch.tensor(segment_starts(str(config.init_weights), min(m, n), num_experts, rank), device=weight.device)

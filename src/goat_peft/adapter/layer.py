@@ -98,25 +98,28 @@ class GoatLayer(BaseTunerLayer):
     def initialize(self, adapter_name: str, computes: bool = True) -> None:
         """Give the tensors of a pending adapter their initial values (METHOD section 1); does nothing for others.
 
-        Without `computes` the factors that need an SVD are left out: another process has them, see `together`.
+        Without `computes` the factors that need an SVD are left out: another process has them, see `together`. Interrupted, the adapter stays pending.
 
-        Raises `ValueError` if values arrived that were trained on another base, on a way around PEFT's loading, which checks it earlier.
+        Raises `ValueError` if values arrived that were trained on another base, on a way around PEFT's loading, which checks it earlier; and for a
+        base weight that is not finite.
         """
         if adapter_name not in self.pending:
             return
         config = self.configs[adapter_name]
         weight = self.base_weight()
-        self.pending.discard(adapter_name)
         if self.goat_scale[adapter_name].any():  # a scale is never zero: transformers' own loading has set the tensors
             if config.check_base_weights:
                 check_base(adapter_name, {self.name: (self.goat_base_sample[adapter_name], self.base_sample())})
+            self.pending.discard(adapter_name)
             return
-        target = self.goat_A[adapter_name]
+        target, factors = self.goat_A[adapter_name], None
         if not config.uses_residual:
-            drawn = plain_factors(self.out_features, self.in_features, config, target.dtype, target.device)
-            self._set_factors(adapter_name, drawn)
+            factors = plain_factors(self.out_features, self.in_features, config, target.dtype, target.device)
         elif computes:
-            self._set_factors(adapter_name, cached_factors(weight, config, target.dtype))
+            try:
+                factors = cached_factors(weight, config, target.dtype)
+            except ValueError as error:
+                raise ValueError(f"{self.name}: {error}") from error
         if config.init_router == "zero":
             nn.init.zeros_(self.goat_router[adapter_name])
         else:
@@ -125,14 +128,17 @@ class GoatLayer(BaseTunerLayer):
             bound = self.in_features**-0.5  # likewise
             nn.init.uniform_(self.goat_threshold[adapter_name], -bound, bound)
         self.goat_base_sample[adapter_name].copy_(self.base_sample())
+        if factors is not None:
+            self._set_factors(adapter_name, factors)
+        self.pending.discard(adapter_name)
 
     def _set_factors(self, adapter_name: str, factors: Factors) -> None:
         self.goat_A[adapter_name].copy_(factors.A)
         self.goat_B[adapter_name].copy_(factors.B)
-        self.goat_scale[adapter_name].copy_(factors.scale)
         if self.configs[adapter_name].uses_residual:
             self.goat_residual_A[adapter_name].copy_(factors.A)
             self.goat_residual_B[adapter_name].copy_(factors.B)
+        self.goat_scale[adapter_name].copy_(factors.scale)  # last: a scale that is not zero says that all is there
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter to the base's device; unlike PEFT's default, never to its dtype, which would round the factors."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
+from . import options
 from .measure import append_rows, environment, ratio
 from .train_step import training_step
 from .workloads import METHODS, apply_method, build_base
@@ -21,17 +21,22 @@ WORKLOADS = {"minilm-l6": (6, 16, 64), "smollm2-135m": (30, 4, 128)}  # layers, 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="goat bench cpu-step", description=__doc__)
-    parser.add_argument("--shapes", default=",".join(WORKLOADS), help="comma separated")
-    parser.add_argument("--ranks", default="8,32", help="total ranks, comma separated")
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/cpu_step.json"))
+    parser.add_argument(
+        "--shapes", type=options.several(options.one_of(WORKLOADS)), default=",".join(WORKLOADS), help="comma separated"
+    )
+    parser.add_argument(
+        "--ranks", type=options.several(options.whole(1)), default="8,32", help="total ranks, comma separated"
+    )
+    parser.add_argument("--methods", type=options.methods, default=",".join(METHODS))
+    parser.add_argument("--rounds", type=options.whole(2), default=15, help="at least 2: there are quartiles")
+    parser.add_argument("--results", type=options.results, default="benchmarks/results/cpu_step.json")
     args = parser.parse_args(arguments)
-    for shape in args.shapes.split(","):
+    options.check_experts(parser, args.methods, "--ranks", args.ranks, 8, 2)
+    for shape in args.shapes:
         layers, batch, length = WORKLOADS[shape]
-        for r in map(int, args.ranks.split(",")):
+        for r in args.ranks:
             steps = {}
-            for method in args.methods.split(","):
+            for method in args.methods:
                 torch.manual_seed(0)
                 model = apply_method(method, build_base(shape, layers, torch.float32, "cpu"), r, 8, 2, 0.0).train()
                 steps[method] = training_step(model, batch, length, "cpu", autocast=False)
@@ -54,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
                         row[f"over_{name}"] = statistics.median(ratios)
                         row[f"over_{name}_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
                 print(
-                    f"{shape} {batch}x{length} r={r:<3} {method:6} {row['step_ms']:8.1f} ms  {ratio(row.get('over_floor'))} x floor  {ratio(row.get('over_lora'))} x lora",
+                    f"{shape} {batch}x{length} r={r:<3} {method:9} {row['step_ms']:8.1f} ms  {ratio(row.get('over_floor'))} x floor  {ratio(row.get('over_lora'))} x lora",
                     flush=True,
                 )
                 rows.append(row)

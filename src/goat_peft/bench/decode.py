@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import StaticCache
 
+from . import options
 from .measure import append_rows, captured, environment, median_ms, peak_gib, ratio, reset_memory
 from .workloads import METHODS, SHAPES, apply_method, build_base
 
@@ -58,21 +58,22 @@ def main(arguments: list[str] | None = None) -> None:
         default="llama-2-7b",
         choices=[name for name, config in SHAPES.items() if config.model_type == "llama"],
     )
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--experts", type=int, default=8)
-    parser.add_argument("--top-k", type=int, default=2)
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--layers", type=options.whole(1), default=16)
+    parser.add_argument("--batches", type=options.several(options.whole(1)), default="1,8", help="comma separated")
+    parser.add_argument("--rank", type=options.whole(1), default=32)
+    parser.add_argument("--experts", type=options.whole(1), default=8)
+    parser.add_argument("--top-k", type=options.whole(1), default=2)
+    parser.add_argument("--methods", type=options.methods, default=",".join(METHODS))
+    parser.add_argument("--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--autocast", action="store_true")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/decode.json"))
+    parser.add_argument("--results", type=options.results, default="benchmarks/results/decode.json")
     args = parser.parse_args(arguments)
+    options.check_experts(parser, args.methods, "--rank", [args.rank], args.experts, args.top_k)
     about = environment(args.device)
     for graph in (False, True) if args.device == "cuda" else (False,):
-        for batch in map(int, args.batches.split(",")):
+        for batch in args.batches:
             methods = [
-                name for name in args.methods.split(",") if not (graph and name == "loop")
+                name for name in args.methods if not (graph and name == "loop")
             ]  # a loop over experts cannot be captured
             rows = [measure(args, method, batch, graph) for method in methods]
             lora = next((row["token_ms"] for row in rows if row["method"] == "lora"), None)
@@ -80,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
                 row["over_lora"] = row["token_ms"] / lora if lora else None
                 kind = "graph" if graph else "eager"
                 print(
-                    f"{args.shape} batch {batch:<2} {kind} {row['method']:6} {row['token_ms']:8.3f} ms a token  {ratio(row['over_lora'])} x lora",
+                    f"{args.shape} batch {batch:<2} {kind} {row['method']:9} {row['token_ms']:8.3f} ms a token  {ratio(row['over_lora'])} x lora",
                     flush=True,
                 )
             append_rows(args.results, [row | about for row in rows])

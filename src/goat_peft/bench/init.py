@@ -19,6 +19,7 @@ from torch import nn
 from goat_peft import GoatConfig
 from goat_peft.adapter.factor_cache import use_factor_cache
 
+from . import options
 from .measure import append_rows, environment, reset_memory
 from .workloads import SHAPES, build_base, linear_names
 
@@ -58,12 +59,13 @@ def main(arguments: list[str] | None = None) -> None:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="goat bench init", description=__doc__)
     parser.add_argument("--shape", default="llama-2-7b" if on_gpu else "smollm2-135m", choices=list(SHAPES))
-    parser.add_argument("--layers", type=int, default=32 if on_gpu else 30)
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--experts", type=int, default=8)
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/init.json"))
+    parser.add_argument("--layers", type=options.whole(1), default=32 if on_gpu else 30)
+    parser.add_argument("--rank", type=options.whole(1), default=32)
+    parser.add_argument("--experts", type=options.whole(2), default=8)
+    parser.add_argument("--device", type=options.device, default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--results", type=options.results, default="benchmarks/results/init.json")
     args = parser.parse_args(arguments)
+    options.check_experts(parser, ["goat"], "--rank", [args.rank], args.experts, 2)
     targets = list(linear_names(build_base(args.shape, 1, torch.float32, "meta")))
     # Unmeasured: the first decomposition of a process loads the solver's library.
     torch.linalg.eigh(torch.eye(64, dtype=torch.float64, device=args.device))
@@ -72,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     goat = GoatConfig(r=args.rank, num_experts=args.experts, target_modules=targets)
     rows = [
         {"method": "lora", "seconds": _wrap(args, LoraConfig(r=args.rank, target_modules=targets))},
-        {"method": "svd", "seconds": naive},
+        {"method": "svd", "seconds": naive, "estimated": True},
     ]
     with tempfile.TemporaryDirectory() as folder:
         with use_factor_cache(None):
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     for row in rows:
         print(
-            f"{args.shape} {projections} projections r={args.rank} {row['method']:24} {row['seconds']:8.2f} s",
+            f"{args.shape} {projections} projections r={args.rank} {row['method']:24} {row['seconds']:8.2f} s{'  (estimated from one weight of each shape)' if 'estimated' in row else ''}",
             flush=True,
         )
     append_rows(args.results, [row | workload | environment(args.device) for row in rows])

@@ -98,7 +98,7 @@ def environment(device: str) -> dict[str, Any]:
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Add rows to a JSON list, atomically: a reader sees the old file or the new one."""
-    known = json.loads(path.read_text()) if path.exists() else []
+    known = records.read_rows(path) if path.exists() else []
     records.write_text(path, json.dumps(known + rows, indent=1) + "\n")
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
-from . import train_step
+from . import options, train_step
 from .measure import append_rows, environment, ratio
 from .workloads import METHODS, SHAPES
 
@@ -15,28 +14,38 @@ from .workloads import METHODS, SHAPES
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="goat bench memory", description=__doc__)
     parser.add_argument("--shape", default="llama-2-7b", choices=list(SHAPES))
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--sizes", default="1x1024,4x1024,8x1024", help="batch x length, comma separated")
-    parser.add_argument("--ranks", default="8,32,64", help="total ranks, comma separated")
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/memory.json"))
+    parser.add_argument("--layers", type=options.whole(1), default=16)
+    parser.add_argument(
+        "--sizes",
+        type=options.several(options.size),
+        default="1x1024,4x1024,8x1024",
+        help="batch x length, comma separated",
+    )
+    parser.add_argument(
+        "--ranks", type=options.several(options.whole(1)), default="8,32,64", help="total ranks, comma separated"
+    )
+    parser.add_argument("--methods", type=options.methods, default=",".join(METHODS))
+    parser.add_argument("--results", type=options.results, default="benchmarks/results/memory.json")
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        parser.error("peak memory is counted on CUDA devices alone, and there is none here")
+        parser.error(
+            "peak memory is counted on CUDA devices alone, and there is none here; goat plan predicts it anywhere"
+        )
+    options.check_lengths(parser, args.shape, args.sizes)
+    options.check_experts(parser, args.methods, "--ranks", args.ranks, 8, 2)
     about = environment("cuda")
-    step = train_step.parser().parse_args(
-        ["--shape", args.shape, "--layers", str(args.layers), "--warmup", "2", "--repeats", "1"]
-    )
-    for size in args.sizes.split(","):
-        batch, length = map(int, size.split("x"))
-        for r in map(int, args.ranks.split(",")):
-            rows = [train_step.measure(step, method, r, 8, batch, length) for method in args.methods.split(",")]
+    step = argparse.Namespace(
+        shape=args.shape, layers=args.layers, device="cuda", top_k=2, dropout=0.0, compile=False, graph=False, warmup=2, repeats=1
+    )  # fmt: skip
+    for batch, length in args.sizes:
+        for r in args.ranks:
+            rows = [train_step.measure(step, method, r, 8, batch, length) for method in args.methods]
             lora = next((row["peak_gib"] for row in rows if row["method"] == "lora"), None)
             for row in rows:
                 del row["step_ms"]
                 row["over_lora"] = row["peak_gib"] / lora if lora else None
                 print(
-                    f"{args.shape} {size:>9} r={r:<3} {row['method']:6} {row['peak_gib']:7.2f} GiB  {ratio(row['over_lora'])} x lora",
+                    f"{args.shape} {f'{batch}x{length}':>9} r={r:<3} {row['method']:9} {row['peak_gib']:7.2f} GiB  {ratio(row['over_lora'])} x lora",
                     flush=True,
                 )
             append_rows(args.results, [row | about for row in rows])

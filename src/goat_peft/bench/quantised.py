@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 
+from . import options
 from .measure import append_rows, environment, median_ms, peak_gib, ratio, reset_memory, steady_ms
 from .train_step import training_step
 from .workloads import SHAPES, apply_method, build_base, linear_names
 
-KINDS = ("nf4", "int8", "torchao-int8")
+KINDS = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao-int8": "torchao"}  # and the library of each
 
 
 def quantise(base: nn.Module, kind: str) -> nn.Module:
@@ -74,33 +75,47 @@ def measure(args: argparse.Namespace, kind: str, method: str, batch: int, length
     }  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
+def _kind(text: str) -> str:
+    """A kind of quantisation whose library is installed."""
+    kind = options.one_of(KINDS)(text)
+    if find_spec(KINDS[kind]) is None:
+        raise argparse.ArgumentTypeError(f"{kind!r} needs {KINDS[kind]}; pip install 'goat-peft[quantized]'")
+    return kind
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    """The options, once it is certain that every row can be measured."""
     parser = argparse.ArgumentParser(prog="goat bench quantised", description=__doc__)
     llamas = [name for name, config in SHAPES.items() if config.model_type == "llama"]
     parser.add_argument("--shape", default="llama-2-7b", choices=llamas)
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--sizes", default="4x1024", help="batch x length, comma separated")
-    parser.add_argument("--kinds", default="nf4", help=f"comma separated, of {', '.join(KINDS)}")
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--experts", type=int, default=8)
-    parser.add_argument("--top-k", type=int, default=2)
-    parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--methods", default="floor,lora,goat")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--warmup", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/quantised.json"))
-    return parser
+    parser.add_argument("--layers", type=options.whole(1), default=16)
+    parser.add_argument(
+        "--sizes", type=options.several(options.size), default="4x1024", help="batch x length, comma separated"
+    )
+    parser.add_argument(
+        "--kinds", type=options.several(_kind), default="nf4", help=f"comma separated, of {', '.join(KINDS)}"
+    )
+    parser.add_argument("--rank", type=options.whole(1), default=32)
+    parser.add_argument("--experts", type=options.whole(1), default=8)
+    parser.add_argument("--top-k", type=options.whole(1), default=2)
+    parser.add_argument("--dropout", type=options.dropout, default=0.0)
+    parser.add_argument("--methods", type=options.methods, default="floor,lora,goat")
+    parser.add_argument("--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--warmup", type=options.whole(0), default=5)
+    parser.add_argument("--repeats", type=options.whole(1), default=20)
+    parser.add_argument("--results", type=options.results, default="benchmarks/results/quantised.json")
+    args = parser.parse_args(arguments)
+    options.check_experts(parser, args.methods, "--rank", [args.rank], args.experts, args.top_k)
+    options.check_dropout(parser, args.methods, args.dropout)
+    return args
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parser().parse_args(arguments)
+    args = _options(arguments)
     about = environment(args.device)
-    for kind in args.kinds.split(","):
-        for size in args.sizes.split(","):
-            batch, length = map(int, size.split("x"))
-            rows = [measure(args, kind, method, batch, length) for method in args.methods.split(",")]
+    for kind in args.kinds:
+        for batch, length in args.sizes:
+            rows = [measure(args, kind, method, batch, length) for method in args.methods]
             lora = next((row for row in rows if row["method"] == "lora"), None)
             for row in rows:
                 for key, name in (
@@ -111,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
                     row[name] = row[key] / lora[key] if lora and row[key] else None
                 memory = f"{row['peak_gib']:6.2f} GiB {ratio(row['memory_over_lora'])} x" if row["peak_gib"] else ""
                 print(
-                    f"{args.shape} {kind} {size:>9} r={args.rank:<3} {row['method']:6} {row['step_ms']:9.2f} ms {ratio(row['over_lora'])} x lora"
+                    f"{args.shape} {kind} {f'{batch}x{length}':>9} r={args.rank:<3} {row['method']:6} {row['step_ms']:9.2f} ms {ratio(row['over_lora'])} x lora"
                     f"  (waited for {row['waited_ms']:.2f}, {ratio(row['waited_over_lora'])})  {memory}",
                     flush=True,
                 )

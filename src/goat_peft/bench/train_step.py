@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from . import options
 from .measure import append_rows, captured, environment, median_ms, peak_gib, ratio, reset_memory, steady_ms
 from .workloads import METHODS, SHAPES, apply_method, build_base
 
@@ -62,38 +62,52 @@ def measure(args: argparse.Namespace, method: str, r: int, num_experts: int, bat
     }  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    """The options, once it is certain that every row can be measured."""
     parser = argparse.ArgumentParser(prog="goat bench train-step", description=__doc__)
     parser.add_argument("--shape", default="llama-2-7b", choices=list(SHAPES))
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--sizes", default="4x1024", help="batch x length, comma separated")
-    parser.add_argument("--ranks", default="32", help="total ranks, comma separated")
-    parser.add_argument("--experts", default="8", help="numbers of experts, comma separated")
-    parser.add_argument("--top-k", type=int, default=2)
-    parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--layers", type=options.whole(1), default=16)
+    parser.add_argument(
+        "--sizes", type=options.several(options.size), default="4x1024", help="batch x length, comma separated"
+    )
+    parser.add_argument(
+        "--ranks", type=options.several(options.whole(1)), default="32", help="total ranks, comma separated"
+    )
+    parser.add_argument(
+        "--experts", type=options.several(options.whole(1)), default="8", help="numbers of experts, comma separated"
+    )
+    parser.add_argument("--top-k", type=options.whole(1), default=2)
+    parser.add_argument("--dropout", type=options.dropout, default=0.0)
+    parser.add_argument("--methods", type=options.methods, default=",".join(METHODS))
+    parser.add_argument("--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument(
         "--graph",
         action="store_true",
         help="capture the step as a CUDA graph: what the device needs, whatever the host's speed",
     )
-    parser.add_argument("--warmup", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/train_step.json"))
-    return parser
+    parser.add_argument("--warmup", type=options.whole(0), default=5)
+    parser.add_argument("--repeats", type=options.whole(1), default=20)
+    parser.add_argument("--results", type=options.results, default="benchmarks/results/train_step.json")
+    args = parser.parse_args(arguments)
+    options.check_lengths(parser, args.shape, args.sizes)
+    for experts in args.experts:
+        options.check_experts(parser, args.methods, "--ranks", args.ranks, experts, args.top_k)
+    options.check_dropout(parser, args.methods, args.dropout)
+    if args.graph and args.device != "cuda":
+        parser.error("argument --graph: a CUDA graph needs --device cuda; leave --graph out")
+    if args.graph and "loop" in args.methods:
+        parser.error("argument --graph: a loop over experts cannot be captured; leave loop out of --methods")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parser().parse_args(arguments)
+    args = _options(arguments)
     about = environment(args.device)
-    for size in args.sizes.split(","):
-        batch, length = map(int, size.split("x"))
-        for r in map(int, args.ranks.split(",")):
-            for num_experts in map(int, args.experts.split(",")):
-                rows = [measure(args, method, r, num_experts, batch, length) for method in args.methods.split(",")]
+    for batch, length in args.sizes:
+        for r in args.ranks:
+            for num_experts in args.experts:
+                rows = [measure(args, method, r, num_experts, batch, length) for method in args.methods]
                 by_name = {row["method"]: row for row in rows}
                 for row in rows:
                     for name in ("floor", "lora"):
@@ -102,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
                         row[f"waited_over_{name}"] = row["waited_ms"] / other["waited_ms"] if other else None
                     memory = f"{row['peak_gib']:6.2f} GiB" if row["peak_gib"] is not None else ""
                     print(
-                        f"{args.shape} {size:>9} r={r:<3} E={num_experts:<3} p={args.dropout} {'compiled ' if args.compile else ''}{'graph ' if args.graph else ''}{row['method']:6}"
+                        f"{args.shape} {f'{batch}x{length}':>9} r={r:<3} E={num_experts:<3} p={args.dropout} {'compiled ' if args.compile else ''}{'graph ' if args.graph else ''}{row['method']:9}"
                         f" {row['step_ms']:9.2f} ms  {ratio(row['over_floor'])} x floor  {ratio(row['over_lora'])} x lora"
                         f"  (waited for {row['waited_ms']:.2f}, {ratio(row['waited_over_floor'])}, {ratio(row['waited_over_lora'])})  {memory}",
                         flush=True,

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from goat_peft import GoatConfig
+from goat_peft.errors import closest
 
 from .loop import add_loop_experts
 
@@ -35,7 +36,7 @@ SHAPES = {
         hidden_size=384, intermediate_size=1536, num_attention_heads=12, num_hidden_layers=6, vocab_size=30522
     ),
 }
-METHODS = ("floor", "lora", "loop", "goat")
+METHODS = ("floor", "lora", "loop", "goat", "goat-soft")
 
 
 def build_base(shape: str, layers: int, dtype: torch.dtype, device: str) -> nn.Module:
@@ -61,10 +62,12 @@ def linear_names(base: nn.Module) -> tuple[str, ...]:
 
 
 def apply_method(method: str, base: nn.Module, r: int, num_experts: int, top_k: int, dropout: float) -> nn.Module:
-    """The base with a method's adapters on all its linears; 'floor' has none, and a gradient goes back to its embeddings' output.
+    """The base with a method's adapters on all its linears; 'floor' has none, and a gradient goes back to its embeddings' output; 'goat-soft' is the preset.
 
     GOAT starts from random factors with a residual of the same shape: the time does not depend on the values.
     """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: not known; {closest(method, METHODS)}")
     names = linear_names(base)
     if method == "floor":
         embeddings = base.get_input_embeddings()  # type: ignore[operator]
@@ -85,14 +88,14 @@ def apply_method(method: str, base: nn.Module, r: int, num_experts: int, top_k: 
                 exclude_modules=["classifier", "pooler.dense"],
             ),
         )
-    config = GoatConfig(
-        r=r,
-        num_experts=num_experts,
-        top_k=top_k,
-        lora_dropout=dropout,
-        target_modules=targets,
-        exclude_modules=["classifier", "pooler.dense"],
-    )
+    settings: dict[str, Any] = {
+        "r": r,
+        "num_experts": num_experts,
+        "lora_dropout": dropout,
+        "target_modules": targets,
+        "exclude_modules": ["classifier", "pooler.dense"],
+    }
+    config = GoatConfig(top_k=top_k, **settings) if method == "goat" else GoatConfig.from_preset("soft", **settings)
     model = get_peft_model(base, config, low_cpu_mem_usage=True)
     return _fill_experts(model)
 

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from ..bench import QUESTIONS
-from ..errors import UserError
 from .output import say
 
 app = typer.Typer(
@@ -38,8 +37,5 @@ def plot(
     """Draw, from files alone."""
     from ..reporting.bench import draw
 
-    for name in ("train_step.json", "decode.json"):
-        if not (results / name).is_file():
-            raise UserError(f"results={results}: has no {name}; measure first, with goat bench train-step and decode")
     draw(results, output)
     say(f"{output}: drawn from {results}")

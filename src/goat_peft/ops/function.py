@@ -280,7 +280,7 @@ def routed_linears(
     Only their sums of p carry a gradient, and it has to be the same for every block, as summing makes it.
     """
     tokens = x.reshape(-1, x.shape[-1])
-    mask = None if token_mask is None else token_mask.reshape(-1)
+    mask = None if token_mask is None else token_mask.reshape(-1).contiguous()  # kernels step through it by one
     seed = torch.randint(0, 2**31 - 1, (1,), device=x.device) if settings.dropout > 0 else None
     layout = _Layout(len(members), members[0].residual_A is not None, bases is not None, below is not None)
     autocast = torch.is_autocast_enabled(x.device.type)

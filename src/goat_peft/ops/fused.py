@@ -5,6 +5,7 @@ accumulates onto it (`addmm` with beta = 1), which hides the read behind the lar
 tensor the same way. Nothing here waits for the device.
 """
 
+import math
 from functools import cache
 
 import torch
@@ -18,6 +19,8 @@ from .launch import launch
 _FEW_TOKENS = 16  # up to here, decoding: fewer launches count most
 _PROGRAMS = 264  # two per multiprocessor of an H100; a long sum is split until about this many programs run
 _MAX_PARTS = 16
+_COLUMNS = 128  # of a group's r at a time in the dropout kernels, and
+_SLOTS = 128  # of E d in decoding's: more do not fit into a multiprocessor's shared memory
 
 
 def forward(
@@ -32,7 +35,8 @@ def forward(
 ) -> Result:
     """As `dense.forward`, with dropout drawn in the kernels; without `keep` few tokens take a shorter way."""
     x = _rows_contiguous(x)
-    if not keep and x.shape[0] <= _FEW_TOKENS and not settings.collect and seed is None:
+    plain = not keep and not settings.collect and seed is None
+    if plain and x.shape[0] <= _FEW_TOKENS and math.prod(_decoding_tile(members[0])) <= _SLOTS:
         return _few_tokens(x, bases, members, settings, below)
 
     rows, columns = _pack(members, x.dtype)
@@ -81,6 +85,8 @@ def backward(
     needs_input_grad: bool,
 ) -> Gradients:
     """As `dense.backward`, with dropout drawn again in the kernels."""
+    if grad_statistics is not None and grad_statistics.stride(-1) != 1:
+        grad_statistics = grad_statistics.contiguous()
     x, grads = _rows_contiguous(x), [_rows_contiguous(_cast(grad, x.dtype)) for grad in grads]
     rows, *columns = saved.packed
     tokens, n, first = x.shape[0], len(members), members[0]
@@ -177,8 +183,7 @@ def _few_tokens(
         below = None if bases is None else F.linear(x, bases[index].weight, bases[index].bias)
         below = below if sums is None else sums[index]
         output = x.new_empty(x.shape[0], experts.B.shape[0]) if sums is None else below  # type: ignore[assignment]
-        experts_pad = _power_of_2(experts.num_experts)
-        rank_pad = max(_power_of_2(experts.rank), 16 // experts_pad)
+        experts_pad, rank_pad = _decoding_tile(experts)
         block = 64
         launch(
             kernels.few_tokens_kernel, (_cdiv(output.shape[1], block),),  # type: ignore[union-attr]
@@ -222,9 +227,9 @@ def _power_of_2(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def _pad(size: int) -> int:
-    """Smallest size a matrix product of a tensor core takes."""
-    return max(16, _power_of_2(size))
+def _column_block(count: int) -> int:
+    """Columns of one dropout product: a size that a tensor core takes, at most `_COLUMNS`."""
+    return min(max(16, _power_of_2(count)), _COLUMNS)
 
 
 @cache
@@ -232,6 +237,12 @@ def _tile(num_experts: int, rank: int) -> tuple[int, int, int]:
     """Padded E and d, and the tokens of one program of the routing kernels, so that its tile stays within the registers."""
     experts_pad, rank_pad = _power_of_2(num_experts), _power_of_2(rank)
     return experts_pad, rank_pad, max(1, min(16, 2048 // (experts_pad * rank_pad)))
+
+
+def _decoding_tile(experts: Experts) -> tuple[int, int]:
+    """Padded E and d of decoding's kernel, at least what a matrix product takes."""
+    experts_pad = _power_of_2(experts.num_experts)
+    return experts_pad, max(_power_of_2(experts.rank), 16 // experts_pad)
 
 
 def blocks(tokens: int, experts: Experts) -> int:
@@ -250,6 +261,7 @@ def _dropout_arguments(dropout: float) -> tuple[int, float]:
 
 def _split(length: int, blocks: int, step: int) -> tuple[int, int]:
     """How many parts, and how long each, to cut a sum of `length` into when `blocks` programs run besides."""
+    length = max(length, 1)  # an empty sum is one part, of zeros
     parts = max(1, min(_MAX_PARTS, _PROGRAMS // max(blocks, 1), _cdiv(length, 2 * step)))
     span = _cdiv(_cdiv(length, parts), step) * step
     return _cdiv(length, span), span
@@ -260,12 +272,14 @@ def _dropped_project(x: Tensor, rows: Tensor, count: int, dropout: float, seed: 
     tokens, width = x.shape
     wide = x.dtype == torch.float32
     block_t, block_k = (32, 32) if wide else (64, 64 if count > 64 else 128)
-    parts, span = _split(width, _cdiv(tokens, block_t), block_k)
+    block_c = _column_block(count)
+    grid = _cdiv(tokens, block_t), _cdiv(count, block_c)
+    parts, span = _split(width, math.prod(grid), block_k)
     out = x.new_empty(parts, tokens, count, dtype=torch.float32)
     launch(
-        kernels.dropped_project_kernel, (_cdiv(tokens, block_t), parts),
+        kernels.dropped_project_kernel, (grid[0], parts, grid[1]),
         (x, rows, out, seed, tokens, width, span, x.stride(0), *_dropout_arguments(dropout)),
-        (count, _pad(count), _precision(x), block_t, block_k), num_stages=2 if wide else 3,
+        (count, block_c, _precision(x), block_t, block_k), num_stages=2 if wide else 3,
     )  # fmt: skip
     return out
 
@@ -274,12 +288,14 @@ def _dropped_token_sum(wide: Tensor, thin: Tensor, count: int, dropout: float, s
     """sum_t thin[t, c] dropout(wide)[t, n] as (count, n) float32, for the leading columns of thin."""
     tokens, width = wide.shape
     block_t, block_n = (16, 64) if wide.dtype == torch.float32 else (64, 128)
-    parts, span = _split(tokens, _cdiv(width, block_n), block_t)
+    block_c = _column_block(count)
+    grid = _cdiv(width, block_n), _cdiv(count, block_c)
+    parts, span = _split(tokens, math.prod(grid), block_t)
     out = wide.new_empty(parts, count, width, dtype=torch.float32)
     launch(
-        kernels.dropped_token_sum_kernel, (_cdiv(width, block_n), parts),
+        kernels.dropped_token_sum_kernel, (grid[0], parts, grid[1]),
         (wide, thin, out, seed, tokens, width, span, wide.stride(0), thin.stride(0), *_dropout_arguments(dropout)),
-        (count, _pad(count), _precision(wide), block_t, block_n),
+        (count, block_c, _precision(wide), block_t, block_n),
         num_warps=4 if count <= 64 else 8, num_stages=2 if wide.dtype == torch.float32 else 3,
     )  # fmt: skip
     return out[0] if parts == 1 else out.sum(0)
@@ -292,5 +308,5 @@ def _add_dropped_input(grad: Tensor, thin: Tensor, rows: Tensor, count: int, dro
     launch(
         kernels.dropped_input_kernel, (_cdiv(tokens, block_t), _cdiv(width, block_n)),
         (grad, thin, rows, seed, tokens, width, thin.stride(0), *_dropout_arguments(dropout)),
-        (count, _pad(count), _precision(grad), block_t, block_n),
+        (count, _column_block(count), _precision(grad), block_t, block_n),
     )  # fmt: skip

@@ -84,14 +84,14 @@ def pack_kernel(
 @triton.jit
 def dropped_project_kernel(
     x_ptr, rows_ptr, out_ptr, seed_ptr, tokens, width, span, stride_x, threshold, inverse_keep,
-    COLUMNS: tl.constexpr, COLUMNS_PAD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """out[s, t, :] = part s of dropout(x)[t] @ rows[:COLUMNS]^T, the mask made on the way."""
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     part = tl.program_id(1)
     row_ok = rows < tokens
-    column = tl.arange(0, COLUMNS_PAD)
-    total = tl.zeros((BLOCK_T, COLUMNS_PAD), tl.float32)
+    column = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     seed = tl.load(seed_ptr).to(tl.uint32)
     for offset in range(0, span, BLOCK_K):
         k = part * span + offset + tl.arange(0, BLOCK_K)
@@ -262,14 +262,14 @@ def gate_backward_kernel(
 @triton.jit
 def dropped_token_sum_kernel(
     wide_ptr, thin_ptr, out_ptr, seed_ptr, tokens, width, span, stride_wide, stride_thin, threshold, inverse_keep,
-    COLUMNS: tl.constexpr, COLUMNS_PAD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out[s, c, n] = part s of sum_t thin[t, c] dropout(wide)[t, n]: A's gradient, the mask made again on the way."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(1)
     n_ok = n < width
-    column = tl.arange(0, COLUMNS_PAD)
-    total = tl.zeros((COLUMNS_PAD, BLOCK_N), tl.float32)
+    column = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
     seed = tl.load(seed_ptr).to(tl.uint32)
     for offset in range(0, span, BLOCK_T):
         rows = part * span + offset + tl.arange(0, BLOCK_T)
@@ -293,20 +293,23 @@ def dropped_token_sum_kernel(
 @triton.jit
 def dropped_input_kernel(
     grad_ptr, thin_ptr, A_ptr, seed_ptr, tokens, width, stride_thin, threshold, inverse_keep,
-    COLUMNS: tl.constexpr, COLUMNS_PAD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """grad[t, n] += (thin[t, :COLUMNS] @ A)[t, n] through dropout: the experts' part of the input's gradient."""
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    column = tl.arange(0, COLUMNS_PAD)
-    row_ok, n_ok, column_ok = rows < tokens, n < width, column < COLUMNS
-    thin = tl.load(
-        thin_ptr + rows[:, None].to(tl.int64) * stride_thin + column[None, :],
-        mask=row_ok[:, None] & column_ok[None, :],
-        other=0.0,
-    )
-    A = tl.load(A_ptr + column[:, None] * width + n[None, :], mask=column_ok[:, None] & n_ok[None, :], other=0.0)
-    added = tl.dot(thin, A, input_precision=PRECISION)
+    row_ok, n_ok = rows < tokens, n < width
+    added = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
+    for start in tl.range(0, COLUMNS, BLOCK_C, num_stages=1):
+        column = start + tl.arange(0, BLOCK_C)
+        column_ok = column < COLUMNS
+        thin = tl.load(
+            thin_ptr + rows[:, None].to(tl.int64) * stride_thin + column[None, :],
+            mask=row_ok[:, None] & column_ok[None, :],
+            other=0.0,
+        )
+        A = tl.load(A_ptr + column[:, None] * width + n[None, :], mask=column_ok[:, None] & n_ok[None, :], other=0.0)
+        added = tl.dot(thin, A, added, input_precision=PRECISION)
     kept = tl.where(_keeps(tl.load(seed_ptr).to(tl.uint32), rows, n, width, threshold), added * inverse_keep, 0.0)
     where = grad_ptr + rows[:, None].to(tl.int64) * width + n[None, :]
     ok = row_ok[:, None] & n_ok[None, :]
