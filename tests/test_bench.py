@@ -44,9 +44,9 @@ def test_a_training_step_of_each_method_in_one_run(tmp_path: Path, capsys: pytes
     for _ in range(2):  # rows are added, never replaced
         assert run("bench", "train-step", *options, "--device", "cpu", "--results", str(file)) == 0
     rows = json.loads(file.read_text())
-    assert [row["method"] for row in rows] == ["floor", "lora", "loop", "goat"] * 2
+    assert [row["method"] for row in rows] == ["floor", "lora", "loop", "goat", "goat-soft"] * 2
     floor = rows[0]
-    for row in rows[:4]:
+    for row in rows[:5]:
         assert row["over_floor"] == pytest.approx(row["step_ms"] / floor["step_ms"])
         assert row["waited_ms"] > 0 and row["r"] == 8 and row["layers"] == 1
         assert row["versions"]["torch"] and row["date"] and row["command"] and row["device"]
@@ -57,7 +57,11 @@ def test_a_training_step_of_each_method_in_one_run(tmp_path: Path, capsys: pytes
     ("question", "options", "said"),
     [
         ("train-step", "--methods gaot,floor", "--methods: 'gaot' is not known; did you mean goat?"),
-        ("train-step", "--methods floor,", "--methods: '' is not known; choose from floor, goat, loop, lora"),
+        (
+            "train-step",
+            "--methods floor,",
+            "--methods: '' is not known; choose from floor, goat, goat-soft, loop, lora",
+        ),
         ("train-step", "--sizes 4", "--sizes: '4': must be batch x length in tokens, such as 4x1024"),
         ("train-step", "--sizes 4x0", "--sizes: '4x0': must be batch x length"),
         ("train-step", "--shape minilm-l6 --sizes 1x600", "--sizes: 1x600: minilm-l6 takes at most 512 tokens"),
