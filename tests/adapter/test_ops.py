@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from peft import get_peft_model
+from torch import Tensor, nn
 
+from goat_peft import GoatConfig
 from goat_peft.ops import routed_experts, routed_experts_reference
 
 CASES = [(E, k) for E in (1, 2, 4, 8, 16) for k in range(1, E + 1) if E < 16 or k in (1, 2, 5, 16)]
@@ -197,3 +199,12 @@ def test_bfloat16_stays_near_float64_and_routes_in_float32() -> None:
     torch.testing.assert_close(statistics.double(), expected_statistics, rtol=1e-5, atol=1e-4)
     relative = (output.double() - expected).norm() / expected.norm()
     assert relative < 0.02
+
+
+@pytest.mark.parametrize("router", ["topk", "softmax"])
+def test_shapes_on_the_meta_device(router: str) -> None:
+    with torch.device("meta"):
+        base = nn.Sequential(nn.Linear(16, 24))
+    config = GoatConfig(r=4, num_experts=2, router=router, target_modules=["0"])
+    model = get_peft_model(base, config, low_cpu_mem_usage=True)
+    assert model(torch.empty(3, 16, device="meta")).shape == (3, 24)

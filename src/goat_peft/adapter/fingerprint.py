@@ -43,5 +43,5 @@ def check_base(adapter_name: str, samples: dict[str, tuple[Tensor, Tensor]]) -> 
         where = max(foreign, key=foreign.__getitem__)
         raise ValueError(
             f"Adapter '{adapter_name}' was trained on another base: the weights of {len(foreign)} of {len(samples)} adapted modules differ (relative "
-            f"distance {foreign[where]:.3g} at '{where}'). Load the base it was trained on; to load it anyway, pass config=GoatConfig.from_pretrained(path, check_base_weights=False)."
+            f"distance {foreign[where]:.3g} at '{where}'). Load the base it was trained on; to load it anyway, load this base anew (the refused adapter is on it) and pass config=GoatConfig.from_pretrained(path, check_base_weights=False)."
         )

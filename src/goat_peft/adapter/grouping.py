@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from goat_peft.ops import MAX_MEMBERS
+from goat_peft.ops import MAX_MEMBERS, autocasts
 
 if TYPE_CHECKING:
     from .layer import GoatLayer
@@ -64,8 +64,8 @@ class Group:
 def _state(x: Tensor) -> tuple:
     """What an output depends on besides x being the same object."""
     if torch.compiler.is_compiling():  # a graph has no versions: what changes in place there is another tensor
-        return torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type)
-    return None if x.is_inference() else x._version, torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type)
+        return torch.is_grad_enabled(), autocasts(x)
+    return None if x.is_inference() else x._version, torch.is_grad_enabled(), autocasts(x)
 
 
 def _checkpointing() -> bool:

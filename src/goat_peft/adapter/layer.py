@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from goat_peft.ops import Base, Experts, Settings, SoftSettings, path_for, routed_linears, routed_softly
+from goat_peft.ops import Base, Experts, Settings, SoftSettings, autocasts, path_for, routed_linears, routed_softly
 
 from .config import GoatConfig
 from .factor_cache import cached_factors
@@ -96,14 +96,14 @@ class GoatLayer(BaseTunerLayer):
 
     @torch.no_grad()
     def initialize(self, adapter_name: str, computes: bool = True) -> None:
-        """Give the tensors of a pending adapter their initial values (METHOD section 1); does nothing for others.
+        """Give the tensors of a pending adapter their initial values (METHOD section 1); does nothing for others, nor on the meta device.
 
         Without `computes` the factors that need an SVD are left out: another process has them, see `together`. Interrupted, the adapter stays pending.
 
         Raises `ValueError` if values arrived that were trained on another base, on a way around PEFT's loading, which checks it earlier; and for a
         base weight that is not finite.
         """
-        if adapter_name not in self.pending:
+        if adapter_name not in self.pending or self.goat_A[adapter_name].is_meta:
             return
         config = self.configs[adapter_name]
         weight = self.base_weight()
@@ -266,9 +266,8 @@ class GoatLayer(BaseTunerLayer):
 
     def _compute_dtype(self, x: Tensor, adapter_name: str) -> torch.dtype:
         """Autocast's dtype inside autocast; else x's on the fused path, which accumulates in float32, and the adapter's elsewhere, as in PEFT."""
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
+        if autocasts(x):
+            return torch.get_autocast_dtype(x.device.type)
         return x.dtype if path_for(x) == "triton" else self.goat_A[adapter_name].dtype
 
     def _may_join_base(self, dtype: torch.dtype) -> bool:

@@ -2,7 +2,7 @@
 
 from .call import MAX_MEMBERS, Base, Experts, Settings
 from .function import routed_experts, routed_linears
-from .paths import path_for, use_path
+from .paths import autocasts, path_for, use_path
 from .reference import routed_experts_reference
 from .soft import SoftSettings, routed_softly
 
@@ -12,6 +12,7 @@ __all__ = [
     "Experts",
     "Settings",
     "SoftSettings",
+    "autocasts",
     "path_for",
     "routed_experts",
     "routed_experts_reference",

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from . import dense
 from .call import Base, Experts, Gradients, Result, Saved, Settings
-from .paths import path_for
+from .paths import autocasts, path_for
 
 
 def _path(x: Tensor) -> ModuleType:
@@ -283,8 +283,7 @@ def routed_linears(
     mask = None if token_mask is None else token_mask.reshape(-1).contiguous()  # kernels step through it by one
     seed = torch.randint(0, 2**31 - 1, (1,), device=x.device) if settings.dropout > 0 else None
     layout = _Layout(len(members), members[0].residual_A is not None, bases is not None, below is not None)
-    autocast = torch.is_autocast_enabled(x.device.type)
-    with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
+    with torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext():
         if torch.is_grad_enabled() and (
             x.requires_grad or any(e.A.requires_grad or e.B.requires_grad or e.router.requires_grad for e in members)
         ):

@@ -36,6 +36,11 @@ def use_path(path: Path | None) -> Iterator[None]:
         _forced = before
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where x lies; on the meta device, which knows none, it is not."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
 def path_for(x: Tensor) -> Path:
     """Triton for CUDA tensors of at most 32 bits, torch for everything else; needs no look at the data."""
     if _forced is not None:

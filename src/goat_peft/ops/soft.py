@@ -3,6 +3,7 @@
 Costs one thin product more than the fast paths and keeps its intermediates for the backward; the presets that need it are baselines and ablations.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from .call import Experts
 from .dense import statistics_rows
+from .paths import autocasts
 from .routers import routing_weights
 
 
@@ -57,7 +59,7 @@ def routed_softly(
     Computes in x's dtype, routing in float32 at least.
     """
     tokens = x.reshape(-1, x.shape[-1])
-    with torch.autocast(device_type=x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext():
         wide = tokens.to(torch.promote_types(x.dtype, torch.float32))
         logits = F.linear(wide, experts.router.to(wide.dtype))
         cut = None if threshold is None else wide @ threshold[:-1].to(wide.dtype) + threshold[-1].to(wide.dtype)
