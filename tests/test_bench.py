@@ -71,7 +71,11 @@ def test_a_training_step_of_each_method_in_one_run(tmp_path: Path, capsys: pytes
         ("train-step", "--layers two", "--layers: 'two': must be a whole number of at least 1"),
         ("train-step", "--ranks 32,30", "--ranks: 30: must be a multiple of the 8 experts, for example 32"),
         ("train-step", "--top-k 9", "--top-k: 9: must be at most the 8 experts"),
-        ("train-step", "--dropout 0.05", "--dropout: 0.05: the loop over experts has no dropout; leave loop out"),
+        (
+            "train-step",
+            "--methods loop --dropout 0.05",
+            "--dropout: 0.05: the loop over experts has no dropout; leave loop out",
+        ),
         ("train-step", "--dropout 1 --methods goat", "--dropout: '1': must be a probability from 0 to below 1"),
         ("decode", "--rank 30", "--rank: 30: must be a multiple of the 8 experts, for example 32"),
         ("decode", "--batches 0", "--batches: '0': must be a whole number of at least 1"),
@@ -137,7 +141,8 @@ def test_a_loop_is_not_captured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert run("bench", "train-step", "--graph", "--device", "cuda", "--results", str(tmp_path / "rows.json")) == 2
+    options = ["--graph", "--device", "cuda", "--methods", "floor,loop"]
+    assert run("bench", "train-step", *options, "--results", str(tmp_path / "rows.json")) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "argument --graph: a loop over experts cannot be captured; leave loop out of --methods" in last
 
@@ -253,3 +258,10 @@ def test_a_folder_without_rows_to_draw_is_one_line(
     error = capsys.readouterr().err
     assert f"results={tmp_path}: {name} " in error and said in error and "measure first" in error
     assert len(error.splitlines()) == 1 and not (tmp_path / "speed.png").exists()
+
+
+def test_what_cannot_be_measured_is_left_out_unless_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    options = "--shape minilm-l6 --layers 1 --sizes 1x8 --ranks 8 --repeats 1 --warmup 1 --device cpu --dropout 0.1"
+    assert run("bench", "train-step", *options.split(), "--results", str(file)) == 0
+    assert [row["method"] for row in json.loads(file.read_text())] == ["floor", "lora", "goat", "goat-soft"]

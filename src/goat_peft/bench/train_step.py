@@ -78,7 +78,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--top-k", type=options.whole(1), default=2)
     parser.add_argument("--dropout", type=options.dropout, default=0.0)
-    parser.add_argument("--methods", type=options.methods, default=",".join(METHODS))
+    parser.add_argument(
+        "--methods", type=options.methods, help="comma separated; when not given, all that the other options allow"
+    )
     parser.add_argument("--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument(
@@ -90,6 +92,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=options.whole(1), default=20)
     parser.add_argument("--results", type=options.results, default="benchmarks/results/train_step.json")
     args = parser.parse_args(arguments)
+    if args.methods is None:  # the loop has no dropout and cannot be captured
+        args.methods = tuple(name for name in METHODS if name != "loop" or not (args.graph or args.dropout))
     options.check_lengths(parser, args.shape, args.sizes)
     for experts in args.experts:
         options.check_experts(parser, args.methods, "--ranks", args.ranks, experts, args.top_k)
