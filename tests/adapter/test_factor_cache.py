@@ -91,7 +91,7 @@ def test_the_hash_sees_every_bit_and_every_place(dtype: torch.dtype, columns: in
     new(two_signs)
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "shape", "flip"])
+@pytest.mark.parametrize("damage", ["empty", "text", "shape", "nan", "flip"])
 def test_a_broken_file_is_computed_again(damage: str, folder: Path) -> None:
     weight, config = torch.randn(24, 40), GoatConfig(r=8)
     whole = cached_factors(weight, config, torch.float32)
@@ -100,8 +100,9 @@ def test_a_broken_file_is_computed_again(damage: str, folder: Path) -> None:
         path.write_bytes(b"")
     elif damage == "text":
         path.write_text("not tensors")
-    elif damage == "shape":
-        factor_cache._write(path, initialization.Factors(whole.A[:, :3], whole.B, whole.scale))
+    elif damage in ("shape", "nan"):
+        wrong = whole.A[:, :3] if damage == "shape" else whole.A * float("nan")
+        factor_cache._write(path, initialization.Factors(wrong, whole.B, whole.scale))
     else:
         data = bytearray(path.read_bytes())
         data[-100] ^= 1

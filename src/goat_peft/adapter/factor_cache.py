@@ -140,7 +140,8 @@ def _read(path: Path, weight: Tensor, config: GoatConfig, dtype: torch.dtype) ->
     fits = found.A.shape == (r, n) and found.B.shape == (m, r) and found.scale.shape == (config.num_experts,)
     if not fits or any(tensor.dtype != dtype for tensor in (found.A, found.B, found.scale)):
         return None
-    return found if written == _digest(found) else None
+    finite = torch.stack([tensor.isfinite().all() for tensor in (found.A, found.B, found.scale)])
+    return found if finite.all() and written == _digest(found) else None
 
 
 def _digest(factors: Factors) -> str:

@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
                     row[name] = row[key] / lora[key] if lora and row[key] else None
                 memory = f"{row['peak_gib']:6.2f} GiB {ratio(row['memory_over_lora'])} x" if row["peak_gib"] else ""
                 print(
-                    f"{args.shape} {kind} {f'{batch}x{length}':>9} r={args.rank:<3} {row['method']:6} {row['step_ms']:9.2f} ms {ratio(row['over_lora'])} x lora"
+                    f"{args.shape} {kind} {f'{batch}x{length}':>9} r={args.rank:<3} {row['method']:9} {row['step_ms']:9.2f} ms {ratio(row['over_lora'])} x lora"
                     f"  (waited for {row['waited_ms']:.2f}, {ratio(row['waited_over_lora'])})  {memory}",
                     flush=True,
                 )
