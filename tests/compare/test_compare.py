@@ -20,7 +20,7 @@ import yaml
 from goat_peft import records
 from goat_peft.cli import main
 from goat_peft.compare import compare, load_plan, pool, shipped_plans
-from goat_peft.compare.driver import choose
+from goat_peft.compare.driver import choose, outlook
 from goat_peft.errors import UserError
 from goat_peft.methods.full import FullOptions
 from goat_peft.recipes.schema import METHODS
@@ -400,6 +400,15 @@ def test_a_dry_run_counts_and_runs_nothing(plan_file: Path, tmp_path: Path, caps
     said = " ".join(capsys.readouterr().out.split())
     assert "4 of 4" in said and "0 of 4" in said and "4 of 8 runs" in said
     assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def test_a_task_may_choose_its_rates_with_seeds_of_its_own(plan_file: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load(plan_file.read_text())["recipes"][0]
+    tasks = f"recipes=[{{recipe: {recipe}, label: noisy, tuning_seeds: [0, 1, 2]}}, {{recipe: {recipe}, label: calm}}]"
+    noisy, calm = outlook(load_plan(str(plan_file), [tasks]), tmp_path / "out")
+    assert (noisy.tuning, calm.tuning) == (2 * 2 * 3, 2 * 2)
+    with pytest.raises(UserError, match=r"tuning_seeds=\[1, 1\]: holds a value twice"):
+        load_plan(str(plan_file), [tasks.replace("0, 1, 2", "1, 1")])
 
 
 def test_without_seeds_the_test_split_is_left_alone(plan_file: Path, tmp_path: Path) -> None:

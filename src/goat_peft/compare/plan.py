@@ -5,16 +5,16 @@ from __future__ import annotations
 from importlib import resources
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -29,6 +29,15 @@ _SET = {
     "evaluation.split": "give seeds=[] for the validation split alone",
     "output_dir": "give --output",
 }
+
+
+def _each_once(values: list[int]) -> list[int]:
+    if len(set(values)) != len(values):
+        raise ValueError("holds a value twice; give each once")
+    return values
+
+
+Seeds = Annotated[list[NonNegativeInt], AfterValidator(_each_once)]
 
 
 class MethodPlan(Strict):
@@ -77,7 +86,8 @@ class TaskPlan(Strict):
     metric: str = Field("", description="ranks on the test split; the plan's when not given")
     tuning_metric: str = Field("", description="chooses the learning rate on validation; `metric` when not given")
     methods: list[str] = Field([], description="labels of the methods that run on this task; all when not given")
-    seeds: list[NonNegativeInt] | None = Field(None, description="of the final runs; the plan's when not given")
+    seeds: Seeds | None = Field(None, description="of the final runs; the plan's when not given")
+    tuning_seeds: Seeds = Field([], description="of the runs that choose a learning rate; the plan's when not given")
     rate_factor: PositiveFloat = Field(1.0, description="multiplies every method's learning rates on this task")
 
     @model_validator(mode="before")
@@ -100,10 +110,10 @@ class Plan(Strict):
     overrides: list[str] = Field([], description="key=value for every recipe, as on the command line")
     common: dict[str, Any] = Field({}, description="method options given to every method that has them, such as r")
     methods: list[MethodPlan] = Field(min_length=1)
-    seeds: list[NonNegativeInt] = Field(
+    seeds: Seeds = Field(
         [0, 1, 2], description="of the final runs, which the test split scores; none leaves the test split alone"
     )
-    tuning_seeds: list[NonNegativeInt] = Field(
+    tuning_seeds: Seeds = Field(
         [], description="of the runs that choose a learning rate; the first seed when not given"
     )
     metric: str = Field(
@@ -115,13 +125,6 @@ class Plan(Strict):
         description="labels whose best average tables from files set against the best of the others, and against `full`",
     )
     parallel: PositiveInt = Field(1, description="runs at a time, as processes of their own when above 1")
-
-    @field_validator("seeds", "tuning_seeds")
-    @classmethod
-    def _each_once(cls, values: list[Any]) -> list[Any]:
-        if len(set(values)) != len(values):
-            raise ValueError("holds a value twice; give each once")
-        return values
 
     @model_validator(mode="after")
     def _agrees(self) -> Plan:
@@ -155,6 +158,9 @@ class Plan(Strict):
             raise ValueError(
                 f"recipes: {', '.join(task.recipe for task in self.recipes)} share a name, which names their folders; give `label`"
             )
+        self.tuning_seeds = self.tuning_seeds or self.seeds[:1]
+        if not self.tuning_seeds:
+            raise ValueError("seeds, tuning_seeds: are both empty, so nothing would run; give one of them")
         for task in self.recipes:
             unknown = [label for label in task.methods if label not in labels]
             if unknown:
@@ -164,14 +170,12 @@ class Plan(Strict):
             task.metric = task.metric or self.metric
             task.tuning_metric = task.tuning_metric or task.metric
             task.seeds = self.seeds if task.seeds is None else task.seeds
+            task.tuning_seeds = task.tuning_seeds or self.tuning_seeds
         trials = {method.label: len(method.learning_rates) for method in self.methods}
         if len(set(trials.values())) > 1:
             raise ValueError(
                 f"methods: the numbers of learning rates differ ({trials}); a fair comparison gives every method as many trials"
             )
-        self.tuning_seeds = self.tuning_seeds or self.seeds[:1]
-        if not self.tuning_seeds:
-            raise ValueError("seeds, tuning_seeds: are both empty, so nothing would run; give one of them")
         return self
 
     def methods_of(self, task: TaskPlan) -> list[MethodPlan]:
