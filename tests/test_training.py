@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+import goat_peft
 from goat_peft import recipes, records
 from goat_peft.errors import UserError
 from goat_peft.recipes.schema import METHODS
@@ -76,7 +78,12 @@ def test_result_has_the_three_blocks(classify: dict) -> None:
     assert [row["step"] for row in info["metrics"]] == sorted(row["step"] for row in info["metrics"])
     assert any("valid accuracy" in row for row in info["metrics"])
     assert {"model_info", "dataset_info", "package_info", "system_info", "pytorch_info"} <= set(result["meta_info"])
-    assert result["meta_info"]["package_info"]["torch-version"] == torch.__version__
+    packages = result["meta_info"]["package_info"]
+    assert packages["torch-version"] == torch.__version__ and packages["goat-peft-version"] == goat_peft.__version__
+    source = Path(goat_peft.__file__).parents[2]
+    told = subprocess.run(["git", "-C", source, "rev-parse", "HEAD"], check=False, capture_output=True, text=True)
+    commit = told.stdout.strip() if (source / ".git").exists() else None
+    assert (packages["goat-peft-commit-hash"] or "").removesuffix("-dirty") == (commit or "")
 
 
 def test_goat_logs_balance_loss_and_expert_usage(classify: dict) -> None:

@@ -208,6 +208,11 @@ def test_ties_take_the_smaller_rate() -> None:
             "plan.overrides=training.learning_rate=5: a comparison sets training.learning_rate itself; give a method's learning_rates",
         ),
         (("methods=[{name: lora, overrides: [method.r=16]}]",), "method.r=16: a comparison sets method.r itself"),
+        (
+            ("overrides=[evaluation.untrained=true]",),
+            "a comparison sets evaluation.untrained=false itself; leave it out",
+        ),
+        (("overrides=[evaluation.every_steps=5]",), "a comparison sets evaluation.every_steps=0 itself; leave it out"),
         (("sedes=[0]",), "did you mean seeds"),
         (
             ("common.lora_alhpa=16",),

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from goat_peft import records
+from goat_peft import __version__, records
 
-PACKAGES = ("goat-peft", "torch", "transformers", "peft", "triton", "bitsandbytes", "torchao")
+PACKAGES = ("torch", "transformers", "peft", "triton", "bitsandbytes", "torchao")
 
 
 def median_ms(step: Callable[[], Any], device: str, warmup: int, repeats: int) -> float:
@@ -90,7 +90,9 @@ def environment(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name()
         if device == "cuda"
         else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {"goat-peft": __version__}
+        | {name: _version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([*_program(), *sys.argv[1:]]),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from itertools import chain
 from pathlib import Path
@@ -29,12 +30,21 @@ _SET = {
     "evaluation.split": "give seeds=[] for the validation split alone",
     "output_dir": "give --output",
 }
+# What it sets to the same in every recipe: saying so too is no mistake.
+_ALWAYS = {"evaluation.untrained": False, "evaluation.every_steps": 0}
 
 
 def _each_once(values: list[int]) -> list[int]:
     if len(set(values)) != len(values):
         raise ValueError("holds a value twice; give each once")
     return values
+
+
+def _value(override: str) -> Any:
+    """What `block.key=value` gives its key; raises `UserError` where the value is no YAML."""
+    data: dict[str, Any] = {}
+    apply_override(data, override)
+    return next(iter(next(iter(data.values())).values()))
 
 
 Seeds = Annotated[list[NonNegativeInt], AfterValidator(_each_once)]
@@ -136,6 +146,9 @@ class Plan(Strict):
         given = [self.overrides, *(task.overrides for task in self.recipes), *(own.overrides for own in self.methods)]
         for override in chain.from_iterable(given):
             key = override.partition("=")[0]
+            if key in _ALWAYS and _value(override) != _ALWAYS[key]:
+                set_to = json.dumps(_ALWAYS[key])
+                raise ValueError(f"overrides={override}: a comparison sets {key}={set_to} itself; leave it out")
             if key in ("training", "evaluation"):
                 raise ValueError(
                     f"overrides={override}: replaces what a comparison sets; give its keys one by one, such as {key}.KEY=VALUE"
@@ -195,7 +208,8 @@ class Plan(Strict):
         common = {key: value for key, value in self.common.items() if key in known}
         data["method"] = {"name": method.name, **common, **method.options}
         data["training"] = {**(data.get("training") or {}), "learning_rate": rate, "seed": seed}
-        data["evaluation"] = {**(data.get("evaluation") or {}), "split": split, "untrained": False, "every_steps": 0}
+        always = {key.partition(".")[2]: value for key, value in _ALWAYS.items()}
+        data["evaluation"] = {**(data.get("evaluation") or {}), "split": split, **always}
         data["output_dir"] = str(folder)
         recipe = check(data)
         splits = getattr(recipe.task, "data", None)

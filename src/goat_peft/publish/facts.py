@@ -217,4 +217,5 @@ def _predictions(folder: Path) -> list[dict[str, Any]]:
 
 
 def _versions(meta: dict[str, Any]) -> dict[str, str]:
-    return {name.removesuffix("-version"): version for name, version in meta["package_info"].items() if version}
+    found = meta["package_info"].items()
+    return {name.removesuffix("-version"): said for name, said in found if said and name.endswith("-version")}

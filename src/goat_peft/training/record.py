@@ -6,8 +6,10 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from .. import __version__
 from ..recipes import ModelSettings, Recipe, TaskOptions
 
 PACKAGES = (
-    "goat-peft",
     "torch",
     "transformers",
     "peft",
@@ -44,8 +46,9 @@ def command() -> str:
 
 
 def package_info() -> dict[str, str | None]:
-    """Versions of the packages that a result depends on, under the keys PEFT's harness uses."""
-    return {f"{name}-version": _version(name) for name in PACKAGES}
+    """Versions of the packages that a result depends on, and this one's commit where it runs from a checkout, under the keys PEFT's harness uses."""
+    own = {"goat-peft-version": __version__, "goat-peft-commit-hash": _commit()}
+    return own | {f"{name}-version": _version(name) for name in PACKAGES}
 
 
 def system_info() -> dict[str, Any]:
@@ -145,6 +148,25 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of this package's source, with "-dirty" where files differ from it; None where it is in no repository of its own."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True, capture_output=True, timeout=10)
+        told = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None
 
 
 def _processor() -> str:
