@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import PeftConfig, PeftType, get_peft_config
+import torch
+from peft import PeftConfig, PeftType, get_peft_config, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from torch import nn
 
 from goat_peft import GoatConfig, GoatModel
 from goat_peft.adapter.registration import extend_peft_type, register
@@ -140,6 +142,16 @@ def test_soft_preset(overrides: dict[str, int]) -> None:
     assert (config.router, config.init_router, config.init_weights, config.rho) == ("softmax", "zero", "goat", 100.0)
     assert config.router_aux_loss_coef == 0 and config.scaling == "lora"
     assert config.lora_alpha / (config.r / config.num_experts) / config.num_experts == 2
+
+
+def test_soft_zero_is_soft_without_segments() -> None:
+    found, like = GoatConfig.from_preset("soft-zero", r=16), GoatConfig.from_preset("soft", r=16, init_weights="lora")
+    assert found.to_dict() == like.to_dict() and not found.uses_residual
+    base = nn.Linear(16, 12)
+    x = torch.randn(3, 16)
+    start = base(x)
+    model = get_peft_model(nn.Sequential(base), GoatConfig.from_preset("soft-zero", target_modules=["0"])).eval()
+    assert torch.equal(model(x), start)
 
 
 def test_presets_take_overrides_and_check_them() -> None:

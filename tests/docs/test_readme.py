@@ -12,7 +12,7 @@ LABELS = {
     "full fine-tuning": "full",
     "rsLoRA": "rslora",
     "AdaMoLE": "adamole",
-    "**GOAT, all experts weighed** (preset `soft`)": "goat-soft",
+    "**GOAT, all experts weighed** (preset `soft-zero`)": "goat-soft-zero",
     "GOAT, the released code's scale": "goat-released",
     "LoRA (one of its runs collapsed)": "lora",
     "**GOAT, the paper's form**": "goat-paper",

@@ -17,15 +17,18 @@ PAGE = ROOT / "docs" / "evidence.md"
 def test_tables_on_the_screen_and_in_a_file_with_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (stored(made_up(), tmp_path / "results" / f"{name}.json") for name in ("fixed", "fair"))
     third = stored(made_up(("rte",)), tmp_path / "results" / "small.json")
+    wide = made_up()
+    wide["run_info"]["plan"]["common"] = {"r": 32}
+    fourth = stored(wide, tmp_path / "results" / "wide.json")
     assert run(str(first), str(second)) == 0
     assert capsys.readouterr().out.count("| goat |") == 2
     assert not list(tmp_path.rglob("*.png"))
     page = tmp_path / "docs" / "page.md"
-    assert run(str(first), str(second), str(third), "--output", str(page)) == 0
+    assert run(*map(str, (first, second, third, fourth)), "--output", str(page)) == 0
     text = page.read_text(encoding="utf-8")
-    assert text.count("| goat |") == 3 and "[fair.json](../results/fair.json)" in text
+    assert text.count("| goat |") == 4 and "[fair.json](../results/fair.json)" in text
     pictures = {path.name for path in page.parent.glob("*.png")}
-    assert pictures == {"fixed.png", "small.png"}  # one for the two over the same tasks
+    assert pictures == {"fixed.png", "small.png", "wide.png"}  # one for the two over the same tasks at one rank
     assert all(f"]({name})" in text for name in pictures)
     assert "fixed goat" not in text and "fixed full +4.00 (+1.00 to +7.00)" in text  # in words, the largest difference
 

@@ -44,6 +44,11 @@ def soft(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return _with_alpha(PAPER | chosen | dict(overrides))
 
 
+def soft_zero(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`soft` with every B = 0 instead of segments of the weight: no decomposition and no residual. docs/evidence.md has what it does."""
+    return soft({"init_weights": "lora"} | dict(overrides))
+
+
 BASELINE: dict[str, Any] = PAPER | {
     "init_weights": "lora",
     "scaling": "lora",
@@ -90,6 +95,7 @@ PRESETS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "paper": paper,
     "released": released,
     "soft": soft,
+    "soft-zero": soft_zero,
     "molora": molora,
     "hydralora": hydralora,
     "adamole": adamole,

@@ -14,7 +14,7 @@ class GoatOptions(MixtureOptions):
     """GOAT, and every ablation of it."""
 
     name: Literal["goat"] = "goat"
-    preset: Literal["paper", "released", "soft"] | None = Field(
+    preset: Literal["paper", "released", "soft", "soft-zero"] | None = Field(
         None, description="named settings that the other keys override"
     )
 

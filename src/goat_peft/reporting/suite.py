@@ -1,7 +1,8 @@
-"""The picture of several comparisons over the same tasks: each method's average, and its difference to the baseline."""
+"""The picture of several comparisons over the same tasks with the same options: each method's average, and its difference to the baseline."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -13,11 +14,12 @@ from .summary import Summary
 
 
 def groups(summaries: list[Summary]) -> list[list[Summary]]:
-    """Comparisons whose averages mean the same: the same tasks, metrics, split and baseline."""
+    """Comparisons whose averages mean the same: the same tasks, metrics, split, baseline, and options common to all methods, such as the rank."""
     found: dict[tuple[object, ...], list[Summary]] = {}
     for summary in summaries:
         tasks = tuple((task["name"], task["metric"], task["split"]) for task in summary.tasks)
-        found.setdefault((tasks, summary.baseline), []).append(summary)
+        common = json.dumps(summary.data["run_info"]["plan"]["common"], sort_keys=True)
+        found.setdefault((tasks, summary.baseline, common), []).append(summary)
     return list(found.values())
 
 
