@@ -49,10 +49,25 @@ def test_a_table_says_what_was_found(tmp_path: Path) -> None:
     best = next(line for line in text.splitlines() if line.startswith("Best of goat, goat-2: goat, 47.50"))
     assert "less lora, the best of the other methods but full: +3.50 (+2.00 to +5.00); less full: -0.50" in best
     assert best.endswith(
-        "Picked by these averages, which the intervals leave out of account: the best of the candidates."
+        "The best of the candidates was picked by these averages, which the intervals leave out of account."
     )
     assert "by Student's t, degrees of freedom after Welch and Satterthwaite)" in caption
     assert "; seconds of training, mean over tasks; mean rank over tasks: 1 is best; bold" in caption
+
+
+def test_the_seeds_that_chose_rates_are_told_by_task_where_they_differ(tmp_path: Path) -> None:
+    data = made_up()
+    for task, seeds in zip(data["tasks"], ([7], [7, 8]), strict=True):
+        for row in task["rows"]:
+            row["sweep"] = [
+                {"learning_rate": row["learning_rate"], "seed": seed, "value": 0.5, "error": None} for seed in seeds
+            ]
+    origin = table(read_summary(stored(data, tmp_path / "mine.json"))).splitlines()[-1]
+    first, second = (task["name"] for task in data["tasks"])
+    assert f"seeds 3, 4; rates chosen with seeds 7 ({first}), 7, 8 ({second}); learning rates" in origin
+    data["tasks"][1]["rows"] = [row | {"sweep": row["sweep"][:1]} for row in data["tasks"][1]["rows"]]
+    origin = table(read_summary(stored(data, tmp_path / "mine.json"))).splitlines()[-1]
+    assert "seeds 3, 4; rates chosen with seed 7; learning rates" in origin
 
 
 def test_a_lone_task_has_a_number_of_degrees_of_freedom(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Methods take turns step by step, so that what else the machine does at a time me
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
@@ -20,16 +19,16 @@ WORKLOADS = {"minilm-l6": (6, 16, 64), "smollm2-135m": (30, 4, 128)}  # layers, 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="goat bench cpu-step", description=__doc__)
+    parser = options.parser("cpu-step", __doc__)
     parser.add_argument(
         "--shapes", type=options.several(options.one_of(WORKLOADS)), default=",".join(WORKLOADS), help="comma separated"
     )
     parser.add_argument(
         "--ranks", type=options.several(options.whole(1)), default="8,32", help="total ranks, comma separated"
     )
-    parser.add_argument("--methods", type=options.methods, default=",".join(METHODS))
+    options.add_methods(parser, ",".join(METHODS))
     parser.add_argument("--rounds", type=options.whole(2), default=15, help="at least 2: there are quartiles")
-    parser.add_argument("--results", type=options.results, default="benchmarks/results/cpu_step.json")
+    options.add_results(parser, "benchmarks/results/cpu_step.json")
     args = parser.parse_args(arguments)
     options.check_experts(parser, args.methods, "--ranks", args.ranks, 8, 2)
     for shape in args.shapes:

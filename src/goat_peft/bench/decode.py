@@ -52,21 +52,24 @@ def measure(args: argparse.Namespace, method: str, batch: int, graph: bool) -> d
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="goat bench decode", description=__doc__)
+    parser = options.parser("decode", __doc__)
     parser.add_argument(
         "--shape",
         default="llama-2-7b",
         choices=[name for name, config in SHAPES.items() if config.model_type == "llama"],
+        help="whose sizes the model has",
     )
-    parser.add_argument("--layers", type=options.whole(1), default=16)
+    parser.add_argument("--layers", type=options.whole(1), default=16, help="of the model")
     parser.add_argument("--batches", type=options.several(options.whole(1)), default="1,8", help="comma separated")
-    parser.add_argument("--rank", type=options.whole(1), default=32)
-    parser.add_argument("--experts", type=options.whole(1), default=8)
-    parser.add_argument("--top-k", type=options.whole(1), default=2)
-    parser.add_argument("--methods", type=options.methods, default=",".join(METHODS))
-    parser.add_argument("--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--autocast", action="store_true")
-    parser.add_argument("--results", type=options.results, default="benchmarks/results/decode.json")
+    parser.add_argument("--rank", type=options.whole(1), default=32, help="total rank of the adapters")
+    parser.add_argument("--experts", type=options.whole(1), default=8, help="into which GOAT divides it")
+    parser.add_argument("--top-k", type=options.whole(1), default=2, help="experts of a token")
+    options.add_methods(parser, ",".join(METHODS))
+    parser.add_argument(
+        "--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu"
+    )
+    parser.add_argument("--autocast", action="store_true", help="base in float32, computed in bfloat16")
+    options.add_results(parser, "benchmarks/results/decode.json")
     args = parser.parse_args(arguments)
     options.check_experts(parser, args.methods, "--rank", [args.rank], args.experts, args.top_k)
     about = environment(args.device)

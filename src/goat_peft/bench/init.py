@@ -57,13 +57,18 @@ def naive_seconds(args: argparse.Namespace) -> tuple[float, int]:
 
 def main(arguments: list[str] | None = None) -> None:
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="goat bench init", description=__doc__)
-    parser.add_argument("--shape", default="llama-2-7b" if on_gpu else "smollm2-135m", choices=list(SHAPES))
-    parser.add_argument("--layers", type=options.whole(1), default=32 if on_gpu else 30)
-    parser.add_argument("--rank", type=options.whole(1), default=32)
-    parser.add_argument("--experts", type=options.whole(2), default=8)
-    parser.add_argument("--device", type=options.device, default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--results", type=options.results, default="benchmarks/results/init.json")
+    parser = options.parser("init", __doc__)
+    parser.add_argument(
+        "--shape",
+        default="llama-2-7b" if on_gpu else "smollm2-135m",
+        choices=list(SHAPES),
+        help="whose sizes the model has",
+    )
+    parser.add_argument("--layers", type=options.whole(1), default=32 if on_gpu else 30, help="of the model")
+    parser.add_argument("--rank", type=options.whole(1), default=32, help="total rank of the adapters")
+    parser.add_argument("--experts", type=options.whole(2), default=8, help="into which GOAT divides it")
+    parser.add_argument("--device", type=options.device, default="cuda" if on_gpu else "cpu", help="cuda or cpu")
+    options.add_results(parser, "benchmarks/results/init.json")
     args = parser.parse_args(arguments)
     options.check_experts(parser, ["goat"], "--rank", [args.rank], args.experts, 2)
     targets = list(linear_names(build_base(args.shape, 1, torch.float32, "meta")))

@@ -12,9 +12,9 @@ from .workloads import METHODS, SHAPES
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="goat bench memory", description=__doc__)
-    parser.add_argument("--shape", default="llama-2-7b", choices=list(SHAPES))
-    parser.add_argument("--layers", type=options.whole(1), default=16)
+    parser = options.parser("memory", __doc__)
+    parser.add_argument("--shape", default="llama-2-7b", choices=list(SHAPES), help="whose sizes the model has")
+    parser.add_argument("--layers", type=options.whole(1), default=16, help="of the model")
     parser.add_argument(
         "--sizes",
         type=options.several(options.size),
@@ -24,8 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--ranks", type=options.several(options.whole(1)), default="8,32,64", help="total ranks, comma separated"
     )
-    parser.add_argument("--methods", type=options.methods, default=",".join(METHODS))
-    parser.add_argument("--results", type=options.results, default="benchmarks/results/memory.json")
+    options.add_methods(parser, ",".join(METHODS))
+    options.add_results(parser, "benchmarks/results/memory.json")
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error(

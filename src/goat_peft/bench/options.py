@@ -7,7 +7,7 @@ The `check_...` functions do the same for options that depend on each other.
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -54,6 +54,24 @@ def several(convert: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
 
 
 methods = several(one_of(METHODS))
+
+
+def parser(name: str, description: str | None) -> ArgumentParser:
+    """The parser of `goat bench NAME`, whose help shows what is taken when nothing is given."""
+    return ArgumentParser(
+        prog=f"goat bench {name}", description=description, formatter_class=ArgumentDefaultsHelpFormatter
+    )
+
+
+def add_methods(parser: ArgumentParser, default: str) -> None:
+    """The option --methods."""
+    known = f"comma separated, of floor (the frozen model) and {', '.join(METHODS[1:])}"
+    parser.add_argument("--methods", type=methods, default=default, help=known)
+
+
+def add_results(parser: ArgumentParser, default: str) -> None:
+    """The option --results."""
+    parser.add_argument("--results", type=results, default=default, help="JSON list that the rows are added to")
 
 
 def size(text: str) -> tuple[int, int]:

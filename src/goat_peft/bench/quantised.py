@@ -85,25 +85,27 @@ def _kind(text: str) -> str:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     """The options, once it is certain that every row can be measured."""
-    parser = argparse.ArgumentParser(prog="goat bench quantised", description=__doc__)
+    parser = options.parser("quantised", __doc__)
     llamas = [name for name, config in SHAPES.items() if config.model_type == "llama"]
-    parser.add_argument("--shape", default="llama-2-7b", choices=llamas)
-    parser.add_argument("--layers", type=options.whole(1), default=16)
+    parser.add_argument("--shape", default="llama-2-7b", choices=llamas, help="whose sizes the model has")
+    parser.add_argument("--layers", type=options.whole(1), default=16, help="of the model")
     parser.add_argument(
         "--sizes", type=options.several(options.size), default="4x1024", help="batch x length, comma separated"
     )
     parser.add_argument(
         "--kinds", type=options.several(_kind), default="nf4", help=f"comma separated, of {', '.join(KINDS)}"
     )
-    parser.add_argument("--rank", type=options.whole(1), default=32)
-    parser.add_argument("--experts", type=options.whole(1), default=8)
-    parser.add_argument("--top-k", type=options.whole(1), default=2)
-    parser.add_argument("--dropout", type=options.dropout, default=0.0)
-    parser.add_argument("--methods", type=options.methods, default="floor,lora,goat")
-    parser.add_argument("--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--warmup", type=options.whole(0), default=5)
-    parser.add_argument("--repeats", type=options.whole(1), default=20)
-    parser.add_argument("--results", type=options.results, default="benchmarks/results/quantised.json")
+    parser.add_argument("--rank", type=options.whole(1), default=32, help="total rank of the adapters")
+    parser.add_argument("--experts", type=options.whole(1), default=8, help="into which GOAT divides it")
+    parser.add_argument("--top-k", type=options.whole(1), default=2, help="experts of a token")
+    parser.add_argument("--dropout", type=options.dropout, default=0.0, help="of the adapters' input")
+    options.add_methods(parser, "floor,lora,goat")
+    parser.add_argument(
+        "--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu"
+    )
+    parser.add_argument("--warmup", type=options.whole(0), default=5, help="steps before those timed")
+    parser.add_argument("--repeats", type=options.whole(1), default=20, help="steps timed")
+    options.add_results(parser, "benchmarks/results/quantised.json")
     args = parser.parse_args(arguments)
     options.check_experts(parser, args.methods, "--rank", [args.rank], args.experts, args.top_k)
     options.check_dropout(parser, args.methods, args.dropout)

@@ -64,9 +64,9 @@ def measure(args: argparse.Namespace, method: str, r: int, num_experts: int, bat
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     """The options, once it is certain that every row can be measured."""
-    parser = argparse.ArgumentParser(prog="goat bench train-step", description=__doc__)
-    parser.add_argument("--shape", default="llama-2-7b", choices=list(SHAPES))
-    parser.add_argument("--layers", type=options.whole(1), default=16)
+    parser = options.parser("train-step", __doc__)
+    parser.add_argument("--shape", default="llama-2-7b", choices=list(SHAPES), help="whose sizes the model has")
+    parser.add_argument("--layers", type=options.whole(1), default=16, help="of the model")
     parser.add_argument(
         "--sizes", type=options.several(options.size), default="4x1024", help="batch x length, comma separated"
     )
@@ -76,21 +76,23 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--experts", type=options.several(options.whole(1)), default="8", help="numbers of experts, comma separated"
     )
-    parser.add_argument("--top-k", type=options.whole(1), default=2)
-    parser.add_argument("--dropout", type=options.dropout, default=0.0)
+    parser.add_argument("--top-k", type=options.whole(1), default=2, help="experts of a token")
+    parser.add_argument("--dropout", type=options.dropout, default=0.0, help="of the adapters' input")
     parser.add_argument(
         "--methods", type=options.methods, help="comma separated; when not given, all that the other options allow"
     )
-    parser.add_argument("--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument(
+        "--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu"
+    )
+    parser.add_argument("--compile", action="store_true", help="through torch.compile")
     parser.add_argument(
         "--graph",
         action="store_true",
         help="capture the step as a CUDA graph: what the device needs, whatever the host's speed",
     )
-    parser.add_argument("--warmup", type=options.whole(0), default=5)
-    parser.add_argument("--repeats", type=options.whole(1), default=20)
-    parser.add_argument("--results", type=options.results, default="benchmarks/results/train_step.json")
+    parser.add_argument("--warmup", type=options.whole(0), default=5, help="steps before those timed")
+    parser.add_argument("--repeats", type=options.whole(1), default=20, help="steps timed")
+    options.add_results(parser, "benchmarks/results/train_step.json")
     args = parser.parse_args(arguments)
     if args.methods is None:  # the loop has no dropout and cannot be captured
         args.methods = tuple(name for name in METHODS if name != "loop" or not (args.graph or args.dropout))

@@ -144,7 +144,7 @@ def _tuning(plan: Plan, task: TaskPlan, method: MethodPlan, output: Path) -> lis
     return [
         _trial(plan, task, method, rate, seed, "validation", output)
         for rate in plan.rates(task, method)
-        for seed in task.tuning_seeds
+        for seed in task.tuning_seeds or []
     ]
 
 

@@ -97,7 +97,9 @@ class TaskPlan(Strict):
     tuning_metric: str = Field("", description="chooses the learning rate on validation; `metric` when not given")
     methods: list[str] = Field([], description="labels of the methods that run on this task; all when not given")
     seeds: Seeds | None = Field(None, description="of the final runs; the plan's when not given")
-    tuning_seeds: Seeds = Field([], description="of the runs that choose a learning rate; the plan's when not given")
+    tuning_seeds: Seeds | None = Field(
+        None, min_length=1, description="of the runs that choose a learning rate; the plan's when not given"
+    )
     rate_factor: PositiveFloat = Field(1.0, description="multiplies every method's learning rates on this task")
 
     @model_validator(mode="before")

@@ -44,7 +44,7 @@ class Trial:
             return False
         if not is_stored(self.recipe, self.path / records.RECIPE):
             raise UserError(
-                f"output={self.path}: holds a run with other settings; give another --output, or remove that folder"
+                f"output={self.path}: holds a run with other settings; give another --output, or remove this folder and those of all runs whose settings changed"
             )
         return True
 

@@ -117,8 +117,8 @@ def cost(task: dict[str, Any], path: Path) -> Picture:
     )
 
 
-def curves(task: dict[str, Any], folder: Path, path: Path) -> Picture:
-    """Training loss over steps of each method's first final run."""
+def curves(task: dict[str, Any], folder: Path, path: Path) -> Picture | None:
+    """Training loss over steps of each method's first final run; None where no run was long enough to log one."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     said = []
@@ -131,6 +131,8 @@ def curves(task: dict[str, Any], folder: Path, path: Path) -> Picture:
         axes.plot(steps, losses, label=row["label"], markevery=max(1, len(steps) // 8), markersize=5, **look(index))
         if losses:
             said.append(f"{row['label']} {losses[-1]:.3f}")
+    if not said:
+        return None
     axes.set(xlabel="step", ylabel="training loss")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path)

@@ -192,7 +192,10 @@ def _candidates(summary: Summary) -> list[str]:
         f"the best of {which}" for which, group in (("the candidates", ours), ("the others", others)) if len(group) > 1
     ]
     if picked:
-        lines.append(f"Picked by these averages, which the intervals leave out of account: {' and '.join(picked)}.")
+        were = "was" if len(picked) == 1 else "were"
+        lines.append(
+            f"{' and '.join(picked).capitalize()} {were} picked by these averages, which the intervals leave out of account."
+        )
     absent = [label for label in summary.labels if means[label] is None and label not in apart]
     if absent:
         lines.append(f"Without an average, and so not among them: {', '.join(absent)}.")
@@ -247,19 +250,28 @@ def _origin(summary: Summary, place: Path | None) -> str:
 
 def _machine(found: dict[str, str | None], processor: str) -> str:
     device = processor if found["accelerator"] == "cpu" else found["accelerator"]
-    versions = [f"{name} {found.get(f'{name}-version')}" for name in ("goat-peft", "torch", "transformers", "peft")]
+    named = {name: found.get(f"{name}-version") for name in ("goat-peft", "torch", "transformers", "peft")}
+    versions = [f"{name} {version or 'from source'}" for name, version in named.items()]
     return f"{device}, {', '.join(versions)}"
 
 
 def _seeds(summary: Summary) -> str:
-    """`seeds 0, 1, 2`, by task where they differ."""
+    """`seeds 0, 1, 2; rates chosen with seed 0`, by task where they differ."""
+    chosen = _by_task(summary, "sweep")
+    said = f"seeds {_by_task(summary, 'test')}"
+    return said if chosen == "none" else f"{said}; rates chosen with seed{'s' if ',' in chosen else ''} {chosen}"
+
+
+def _by_task(summary: Summary, kind: str) -> str:
+    """Seeds of the runs of a kind ("test" or "sweep"), by task where they differ."""
     found: dict[str, list[str]] = {}
     for task in summary.tasks:
-        runs: list[dict[str, Any]] = next((row["test"] for row in task["rows"] if row["test"]), [])
-        found.setdefault(", ".join(str(trial["seed"]) for trial in runs) or "none", []).append(task["name"])
+        runs: list[dict[str, Any]] = next((row[kind] for row in task["rows"] if row[kind]), [])
+        seeds = ", ".join(dict.fromkeys(str(trial["seed"]) for trial in runs if "seed" in trial))
+        found.setdefault(seeds or "none", []).append(task["name"])
     if len(found) == 1:
-        return f"seeds {next(iter(found))}"
-    return "seeds " + ", ".join(f"{seeds} ({', '.join(tasks)})" for seeds, tasks in found.items())
+        return next(iter(found))
+    return ", ".join(f"{seeds} ({', '.join(tasks)})" for seeds, tasks in found.items())
 
 
 def _rates(summary: Summary) -> str:

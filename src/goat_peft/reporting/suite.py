@@ -18,7 +18,7 @@ def groups(summaries: list[Summary]) -> list[list[Summary]]:
     found: dict[tuple[object, ...], list[Summary]] = {}
     for summary in summaries:
         tasks = tuple((task["name"], task["metric"], task["split"]) for task in summary.tasks)
-        common = json.dumps(summary.data["run_info"]["plan"]["common"], sort_keys=True)
+        common = json.dumps(summary.plan["common"], sort_keys=True)
         found.setdefault((tasks, summary.baseline, common), []).append(summary)
     return list(found.values())
 
