@@ -55,6 +55,23 @@ def test_a_table_says_what_was_found(tmp_path: Path) -> None:
     assert "; seconds of training, mean over tasks; mean rank over tasks: 1 is best; bold" in caption
 
 
+@pytest.mark.parametrize(
+    ("packages", "said"),
+    [
+        (
+            {"goat-peft-commit-hash": "5e3184215a3119351ddec66ab3ad96decd1bd871"},
+            "goat-peft 1.2 at 5e3184215, torch 1.2",
+        ),
+        ({"goat-peft-commit-hash": "5e3184215a31-dirty"}, "goat-peft 1.2 at 5e3184215 with changes, torch 1.2"),
+        ({"goat-peft-version": None}, "goat-peft from source, torch 1.2"),
+    ],
+)
+def test_the_code_that_ran_is_told(tmp_path: Path, packages: dict[str, str | None], said: str) -> None:
+    data = made_up()
+    data["run_info"]["ran_on"][0] |= packages
+    assert said in table(read_summary(stored(data, tmp_path / "mine.json"))).splitlines()[-1]
+
+
 def test_the_seeds_that_chose_rates_are_told_by_task_where_they_differ(tmp_path: Path) -> None:
     data = made_up()
     for task, seeds in zip(data["tasks"], ([7], [7, 8]), strict=True):

@@ -250,9 +250,11 @@ def _origin(summary: Summary, place: Path | None) -> str:
 
 def _machine(found: dict[str, str | None], processor: str) -> str:
     device = processor if found["accelerator"] == "cpu" else found["accelerator"]
-    named = {name: found.get(f"{name}-version") for name in ("goat-peft", "torch", "transformers", "peft")}
-    versions = [f"{name} {version or 'from source'}" for name, version in named.items()]
-    return f"{device}, {', '.join(versions)}"
+    own = found.get("goat-peft-version") or "from source"  # files of before have no version of a checkout
+    commit, _, dirty = (found.get("goat-peft-commit-hash") or "").partition("-")
+    at = f" at {commit[:9]}{' with changes' if dirty else ''}" if commit else ""
+    others = [f"{name} {found.get(f'{name}-version')}" for name in ("torch", "transformers", "peft")]
+    return f"{device}, goat-peft {own}{at}, {', '.join(others)}"
 
 
 def _seeds(summary: Summary) -> str:
