@@ -416,6 +416,14 @@ def test_a_task_may_choose_its_rates_with_seeds_of_its_own(plan_file: Path, tmp_
         load_plan(str(plan_file), [tasks.replace("0, 1, 2", "1, 1")])
 
 
+def test_a_wrong_path_ends_a_comparison_before_its_first_run(plan_file: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load(plan_file.read_text())["recipes"][0]
+    wrong = f"{{recipe: {recipe}, label: wrong, overrides: [task.data.train.path=/no/such.jsonl]}}"
+    with pytest.raises(UserError, match=r"task.data.train.path=/no/such.jsonl: no such file or folder"):
+        run(plan_file, tmp_path / "out", (f"recipes=[{recipe}, {wrong}]",))
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_seeds_the_test_split_is_left_alone(plan_file: Path, tmp_path: Path) -> None:
     summary, told = run(plan_file, tmp_path / "out", ("seeds=[]", "tuning_seeds=[1]"))
     assert len(told) == 4 and not list((tmp_path / "out").rglob("*_test"))

@@ -13,7 +13,8 @@ from .. import records
 from ..errors import UserError
 from ..recipes import Recipe
 from ..recipes.registry import PLUGINS
-from ..recipes.schema import METHODS
+from ..recipes.schema import METHODS, Data
+from ..tasks import load_splits
 from ..training import record
 from .measured import Measured, measure, ran_on
 from .plan import MethodPlan, Plan, TaskPlan
@@ -37,7 +38,10 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any
     tuning = {_key(task, method): _tuning(plan, task, method, output) for task, method in cells}
     if plan.parallel > 1:
         for task, method in cells:
-            _check_workers_know(_any_recipe(plan, task, method, tuning[_key(task, method)], output))
+            _check_workers_know(_any_trial(plan, task, method, tuning[_key(task, method)], output).recipe)
+    for task in plan.recipes:
+        method = plan.methods_of(task)[0]
+        _check_data(_any_trial(plan, task, method, tuning[_key(task, method)], output))
     run_all([trial for trials in tuning.values() for trial in trials], plan.parallel, tell)
     chosen = {
         _key(task, method): choose(tuning[_key(task, method)], plan.rates(task, method)) for task, method in cells
@@ -70,9 +74,16 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any
     return summary
 
 
-def _any_recipe(plan: Plan, task: TaskPlan, method: MethodPlan, tuning: list[Trial], output: Path) -> Recipe:
-    """The recipe of one of a cell's runs; all of them have the same method and task."""
-    return (tuning or _final(plan, task, method, plan.rates(task, method)[0], output))[0].recipe
+def _any_trial(plan: Plan, task: TaskPlan, method: MethodPlan, tuning: list[Trial], output: Path) -> Trial:
+    """One of a cell's runs, the first; all of them have the same method and task."""
+    return (tuning or _final(plan, task, method, plan.rates(task, method)[0], output))[0]
+
+
+def _check_data(trial: Trial) -> None:
+    """Read the data of a task that has not been run yet, so that a wrong path ends the comparison before its first run, not each of its runs."""
+    data = getattr(trial.recipe.task, "data", None)
+    if isinstance(data, Data) and not trial.finished():
+        load_splits(data)
 
 
 def _check_workers_know(recipe: Recipe) -> None:
@@ -109,7 +120,7 @@ def outlook(plan: Plan, output: Path) -> list[Outlook]:
         tuning = [_tuning(plan, task, method, output) for method in methods]
         if plan.parallel > 1:
             for method, trials in zip(methods, tuning, strict=True):
-                _check_workers_know(_any_recipe(plan, task, method, trials, output))
+                _check_workers_know(_any_trial(plan, task, method, trials, output).recipe)
         tuned = [[trial.finished() for trial in trials] for trials in tuning]
         scored = [
             trial.finished()
