@@ -65,9 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--experts", type=options.whole(1), default=8, help="into which GOAT divides it")
     parser.add_argument("--top-k", type=options.whole(1), default=2, help="experts of a token")
     options.add_methods(parser, ",".join(METHODS))
-    parser.add_argument(
-        "--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu"
-    )
+    options.add_device(parser)
     parser.add_argument("--autocast", action="store_true", help="base in float32, computed in bfloat16")
     options.add_results(parser, "benchmarks/results/decode.json")
     args = parser.parse_args(arguments)

@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=options.whole(1), default=32 if on_gpu else 30, help="of the model")
     parser.add_argument("--rank", type=options.whole(1), default=32, help="total rank of the adapters")
     parser.add_argument("--experts", type=options.whole(2), default=8, help="into which GOAT divides it")
-    parser.add_argument("--device", type=options.device, default="cuda" if on_gpu else "cpu", help="cuda or cpu")
+    options.add_device(parser)
     options.add_results(parser, "benchmarks/results/init.json")
     args = parser.parse_args(arguments)
     options.check_experts(parser, ["goat"], "--rank", [args.rank], args.experts, 2)

@@ -69,6 +69,12 @@ def add_methods(parser: ArgumentParser, default: str) -> None:
     parser.add_argument("--methods", type=methods, default=default, help=known)
 
 
+def add_device(parser: ArgumentParser) -> None:
+    """The option --device."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=device, default=default, help="cuda or cpu")
+
+
 def add_results(parser: ArgumentParser, default: str) -> None:
     """The option --results."""
     parser.add_argument("--results", type=results, default=default, help="JSON list that the rows are added to")

@@ -100,9 +100,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--top-k", type=options.whole(1), default=2, help="experts of a token")
     parser.add_argument("--dropout", type=options.dropout, default=0.0, help="of the adapters' input")
     options.add_methods(parser, "floor,lora,goat")
-    parser.add_argument(
-        "--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu"
-    )
+    options.add_device(parser)
     parser.add_argument("--warmup", type=options.whole(0), default=5, help="steps before those timed")
     parser.add_argument("--repeats", type=options.whole(1), default=20, help="steps timed")
     options.add_results(parser, "benchmarks/results/quantised.json")

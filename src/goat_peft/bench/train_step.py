@@ -81,9 +81,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--methods", type=options.methods, help="comma separated; when not given, all that the other options allow"
     )
-    parser.add_argument(
-        "--device", type=options.device, default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu"
-    )
+    options.add_device(parser)
     parser.add_argument("--compile", action="store_true", help="through torch.compile")
     parser.add_argument(
         "--graph",
