@@ -24,6 +24,10 @@ def compare(
     output: Annotated[
         Path | None, typer.Option(help="folder of the comparison; runs/compare-NAME when not given")
     ] = None,
+    known: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="a comparison.json whose runs are not run again; may be given several times"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say how many runs there are, and run none")] = False,
 ) -> None:
     """Run what is missing, print the table; exit 1 when a method has no figure on a task."""
@@ -32,10 +36,13 @@ def compare(
 
     checked = job.load_plan(plan, overrides or [])
     folder = output or Path(f"runs/compare-{checked.name}")
+    archive = job.read_known(known or [])
     if dry_run:
-        console.print(_outlook(job.outlook(checked, folder), str(folder)))
+        title = " or ".join([f"runs finished in {folder}", *(f"known from {file}" for file in known or [])])
+        console.print(_outlook(job.outlook(checked, folder, archive), title))
         return
     place = ["--output", str(output)] if output else []
+    place += [word for file in known or [] for word in ("--known", str(file))]
     command = shlex.join(["goat", "compare", plan, *(overrides or []), *place])
 
     def tell(trial: Any, done: int, total: int, again: bool) -> None:
@@ -44,7 +51,7 @@ def compare(
         say(f"[{done}/{total}] {trial}: {said}{'; once more at the end, with a device to itself' if again else ''}")
 
     try:
-        summary = job.compare(checked, folder, command, tell)
+        summary = job.compare(checked, folder, command, tell, archive)
     except (Interrupted, KeyboardInterrupt):
         complain(f"interrupted; finished runs are kept, continue with: {command}")
         sys.exit(130)
@@ -67,9 +74,9 @@ def compare(
         raise typer.Exit(1)
 
 
-def _outlook(tasks: list[Any], folder: str) -> Table:
+def _outlook(tasks: list[Any], title: str) -> Table:
     """Build the table of runs, finished and all, with their sums."""
-    table = Table("task", "methods", "on validation, to choose rates", "on test", title=f"runs finished in {folder}")
+    table = Table("task", "methods", "on validation, to choose rates", "on test", title=title)
     for task in tasks:
         table.add_row(task.task, str(task.methods), f"{task.tuned} of {task.tuning}", f"{task.scored} of {task.final}")
     table.add_section()

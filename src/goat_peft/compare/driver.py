@@ -16,39 +16,48 @@ from ..recipes.registry import PLUGINS
 from ..recipes.schema import METHODS, Data
 from ..tasks import load_splits
 from ..training import record
+from .known import Archive, identity, packed
 from .measured import Measured, measure, ran_on
 from .plan import MethodPlan, Plan, TaskPlan
 from .pool import Tell, run_all
 from .statistics import Difference, average, ranks, spread
-from .trials import Trial
+from .trials import Outcome, Trial
 
 Cell = tuple[str, str]  # labels of a task and of a method
 Trials = dict[Cell, list[Trial]]
 
 
-def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any]:
-    """Run what is missing, then write and return `comparison.json`; finished runs are never repeated.
+@dataclass(frozen=True)
+class _Runs:
+    """Where runs are found: those of this comparison in a folder, others in files."""
+
+    output: Path
+    known: Archive
+
+
+def compare(plan: Plan, output: Path, command: str, tell: Tell, known: Archive | None = None) -> dict[str, Any]:
+    """Run what is missing, then write and return `comparison.json`; finished runs are never repeated, nor those that are `known` from files.
 
     A method with a single learning rate has nothing to choose: its runs on validation are left out, unless the plan has no others.
     A plan without seeds ends on the validation split: for development, which must not see the test split.
 
     Raises `UserError` for a recipe, metric or folder that cannot work, and for a baseline of which no run ended well.
     """
+    runs = _Runs(output, known or {})
     cells = [(task, method) for task in plan.recipes for method in plan.methods_of(task)]
-    tuning = {_key(task, method): _tuning(plan, task, method, output) for task, method in cells}
+    tuning = {_key(task, method): _tuning(plan, task, method, runs) for task, method in cells}
     if plan.parallel > 1:
         for task, method in cells:
-            _check_workers_know(_any_trial(plan, task, method, tuning[_key(task, method)], output).recipe)
+            _check_workers_know(_any_trial(plan, task, method, tuning[_key(task, method)], runs).recipe)
     for task in plan.recipes:
-        method = plan.methods_of(task)[0]
-        _check_data(_any_trial(plan, task, method, tuning[_key(task, method)], output))
+        _check_data(
+            [_any_trial(plan, task, method, tuning[_key(task, method)], runs) for method in plan.methods_of(task)]
+        )
     run_all([trial for trials in tuning.values() for trial in trials], plan.parallel, tell)
     chosen = {
         _key(task, method): choose(tuning[_key(task, method)], plan.rates(task, method)) for task, method in cells
     }
-    final = {
-        _key(task, method): _final(plan, task, method, chosen[_key(task, method)], output) for task, method in cells
-    }
+    final = {_key(task, method): _final(plan, task, method, chosen[_key(task, method)], runs) for task, method in cells}
     run_all([trial for trials in final.values() for trial in trials], plan.parallel, tell)
     # What ranks: the runs on test, or on validation at the chosen rate where there are none.
     scored = {key: final[key] or [trial for trial in tuning[key] if trial.rate == chosen[key]] for key in chosen}
@@ -57,7 +66,7 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any
         measure({method.label: scored[_key(task, method)] for method in plan.methods_of(task)}, generator)
         for task in plan.recipes
     ]
-    tasks = [_task(plan, task, tuning, scored, own, output) for task, own in zip(plan.recipes, measured, strict=True)]
+    tasks = [_task(plan, task, tuning, scored, own, runs) for task, own in zip(plan.recipes, measured, strict=True)]
     first = next(trial for trials in [*tuning.values(), *final.values()] for trial in trials)
     summary = {
         "run_info": {
@@ -74,15 +83,16 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell) -> dict[str, Any
     return summary
 
 
-def _any_trial(plan: Plan, task: TaskPlan, method: MethodPlan, tuning: list[Trial], output: Path) -> Trial:
+def _any_trial(plan: Plan, task: TaskPlan, method: MethodPlan, tuning: list[Trial], runs: _Runs) -> Trial:
     """One of a cell's runs, the first; all of them have the same method and task."""
-    return (tuning or _final(plan, task, method, plan.rates(task, method)[0], output))[0]
+    return (tuning or _final(plan, task, method, plan.rates(task, method)[0], runs))[0]
 
 
-def _check_data(trial: Trial) -> None:
-    """Read the data of a task that has not been run yet, so that a wrong path ends the comparison before its first run, not each of its runs."""
-    data = getattr(trial.recipe.task, "data", None)
-    if isinstance(data, Data) and not trial.finished():
+def _check_data(trials: list[Trial]) -> None:
+    """Read the data of a task of which something has not been run yet, so that a wrong path ends the comparison before its first run, not each of its runs."""
+    trial = next((trial for trial in trials if not trial.finished()), None)
+    data = getattr(trial.recipe.task, "data", None) if trial is not None else None
+    if isinstance(data, Data):
         load_splits(data)
 
 
@@ -112,21 +122,22 @@ class Outlook:
     scored: int
 
 
-def outlook(plan: Plan, output: Path) -> list[Outlook]:
+def outlook(plan: Plan, output: Path, known: Archive | None = None) -> list[Outlook]:
     """What `compare` would run, task by task, without running it; raises `UserError` for the recipes and folders that it would refuse at the start."""
+    place = _Runs(output, known or {})
     found = []
     for task in plan.recipes:
         methods = plan.methods_of(task)
-        tuning = [_tuning(plan, task, method, output) for method in methods]
+        tuning = [_tuning(plan, task, method, place) for method in methods]
         if plan.parallel > 1:
             for method, trials in zip(methods, tuning, strict=True):
-                _check_workers_know(_any_trial(plan, task, method, trials, output).recipe)
+                _check_workers_know(_any_trial(plan, task, method, trials, place).recipe)
         tuned = [[trial.finished() for trial in trials] for trials in tuning]
         scored = [
             trial.finished()
             for method, trials in zip(methods, tuning, strict=True)
             if all(trial.outcome().result for trial in trials)  # ended, well or not; else the rate is not chosen yet
-            for trial in _final(plan, task, method, choose(trials, plan.rates(task, method)), output)
+            for trial in _final(plan, task, method, choose(trials, plan.rates(task, method)), place)
         ]
         runs = len(methods) * len(task.seeds or [])
         found.append(Outlook(task.label, len(methods), sum(map(len, tuned)), sum(map(sum, tuned)), runs, sum(scored)))
@@ -148,31 +159,32 @@ def _key(task: TaskPlan, method: MethodPlan) -> Cell:
     return task.label, method.label
 
 
-def _tuning(plan: Plan, task: TaskPlan, method: MethodPlan, output: Path) -> list[Trial]:
+def _tuning(plan: Plan, task: TaskPlan, method: MethodPlan, runs: _Runs) -> list[Trial]:
     """Runs scored on validation; none where there is nothing to choose and test runs follow."""
     if len(method.learning_rates) == 1 and task.seeds:
         return []
     return [
-        _trial(plan, task, method, rate, seed, "validation", output)
+        _trial(plan, task, method, rate, seed, "validation", runs)
         for rate in plan.rates(task, method)
         for seed in task.tuning_seeds or []
     ]
 
 
-def _final(plan: Plan, task: TaskPlan, method: MethodPlan, rate: float | None, output: Path) -> list[Trial]:
+def _final(plan: Plan, task: TaskPlan, method: MethodPlan, rate: float | None, runs: _Runs) -> list[Trial]:
     """Runs scored on test, at the rate that was chosen; none where no rate worked."""
-    return [] if rate is None else [_trial(plan, task, method, rate, seed, "test", output) for seed in task.seeds or []]
+    return [] if rate is None else [_trial(plan, task, method, rate, seed, "test", runs) for seed in task.seeds or []]
 
 
-def _trial(plan: Plan, task: TaskPlan, method: MethodPlan, rate: float, seed: int, split: str, output: Path) -> Trial:
-    folder = output / "runs" / task.label / method.label / f"lr-{rate:g}_seed-{seed}_{split}"
+def _trial(plan: Plan, task: TaskPlan, method: MethodPlan, rate: float, seed: int, split: str, runs: _Runs) -> Trial:
+    folder = runs.output / "runs" / task.label / method.label / f"lr-{rate:g}_seed-{seed}_{split}"
     metric = task.metric if split == "test" else task.tuning_metric
     recipe = plan.recipe(task, method, rate, seed, split, folder)
-    return Trial(task.label, method.label, rate, seed, split, metric, recipe)
+    known = runs.known.get(identity(metric, recipe)) if runs.known and not records.is_finished(folder) else None
+    return Trial(task.label, method.label, rate, seed, split, metric, recipe, known)
 
 
 def _task(
-    plan: Plan, task: TaskPlan, tuning: Trials, scored: Trials, measured: Measured, output: Path
+    plan: Plan, task: TaskPlan, tuning: Trials, scored: Trials, measured: Measured, runs: _Runs
 ) -> dict[str, Any]:
     """One task's rows: sweep, values that rank, statistics against the baseline (None where either side has no whole set of runs)."""
     rows = []
@@ -181,7 +193,7 @@ def _task(
         known = method.label != plan.baseline and {method.label, plan.baseline} <= set(measured.scores.labels)
         gap = _difference(measured.scores.difference(method.label, plan.baseline)) if known else _nothing()
         own = gap | {"paired_over": measured.over if known else None}
-        rows.append(_row(method, tuning[key], scored[key], output) | own)
+        rows.append(_row(method, tuning[key], scored[key], runs) | own)
     for row, rank in zip(rows, ranks([row["mean"] for row in rows]), strict=True):
         row["rank"] = rank
     metric, split = (task.metric, "test") if task.seeds else (task.tuning_metric, "validation")
@@ -189,7 +201,7 @@ def _task(
     return about | {"freedom": measured.scores.freedom[0], "rows": rows}
 
 
-def _row(method: MethodPlan, tuning: list[Trial], scored: list[Trial], output: Path) -> dict[str, Any]:
+def _row(method: MethodPlan, tuning: list[Trial], scored: list[Trial], runs: _Runs) -> dict[str, Any]:
     found = METHODS[method.name]
     outcomes = [(trial, trial.outcome()) for trial in scored]
     values = [outcome.value for _, outcome in outcomes if outcome.value is not None]
@@ -204,12 +216,10 @@ def _row(method: MethodPlan, tuning: list[Trial], scored: list[Trial], output: P
         "options": scored[0].recipe.method.model_dump(mode="json") if scored else method.options,
         "learning_rate": scored[0].rate if scored else None,
         "sweep": [
-            {"learning_rate": t.rate, "seed": t.seed, "value": o.value, "error": o.error, "run": _relative(t, output)}
+            {"learning_rate": t.rate, "seed": t.seed, "value": o.value, "error": o.error, "run": _relative(t, runs)}
             for t, o in sweep
         ],
-        "test": [
-            {"seed": t.seed, "value": o.value, "error": o.error, "run": _relative(t, output)} for t, o in outcomes
-        ],
+        "test": [_ranked(trial, outcome, runs) for trial, outcome in outcomes],
         "mean": float(np.mean(values)) if whole else None,
         "sd": spread(values) if whole else None,
         "parameters": infos[0]["num_trainable_params"] if infos else None,
@@ -219,8 +229,23 @@ def _row(method: MethodPlan, tuning: list[Trial], scored: list[Trial], output: P
     }
 
 
-def _relative(trial: Trial, output: Path) -> str:
-    return trial.path.relative_to(output).as_posix()
+def _ranked(trial: Trial, outcome: Outcome, runs: _Runs) -> dict[str, Any]:
+    """A run that ranks, with all that its difference to another's is made of, so that `known.read_known` has it back."""
+    info = outcome.result["train_info"] if outcome.value is not None else {}
+    return {
+        "seed": trial.seed,
+        "value": outcome.value,
+        "error": outcome.error,
+        "run": _relative(trial, runs),
+        "train_time": info.get("train_time"),
+        "memory": info.get("accelerator_memory_max"),
+        "correct": packed(trial.correct()) if outcome.value is not None else None,
+    }
+
+
+def _relative(trial: Trial, runs: _Runs) -> str | None:
+    """The run's folder in that of the comparison; None for one known from a file."""
+    return None if trial.known is not None else trial.path.relative_to(runs.output).as_posix()
 
 
 def _nothing() -> dict[str, Any]:

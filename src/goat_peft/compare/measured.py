@@ -53,10 +53,12 @@ def ran_on(trials: list[Trial]) -> list[dict[str, str | None]]:
     """Accelerator and package versions of the runs, each set once: a comparison may be summed up on another machine than it ran on."""
     found: list[dict[str, str | None]] = []
     for trial in trials:
-        meta = trial.outcome().result.get("meta_info")
-        if meta is None:
-            continue
-        place = {"accelerator": meta["system_info"]["accelerator"], **meta["package_info"]}
-        if place not in found:
-            found.append(place)
+        found += [place for place in _places(trial) if place not in found]
     return found
+
+
+def _places(trial: Trial) -> list[dict[str, str | None]]:
+    if trial.known is not None:
+        return trial.known.places
+    meta = trial.outcome().result.get("meta_info")
+    return [] if meta is None else [{"accelerator": meta["system_info"]["accelerator"], **meta["package_info"]}]

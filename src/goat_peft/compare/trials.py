@@ -14,13 +14,17 @@ from .. import records
 from ..errors import UserError, first_line
 from ..recipes import Recipe, is_stored
 from ..training import Interrupted, record, train
+from .known import Correct, Known
 
 _NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "cannot allocate memory")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe to run for `label` at `rate` with `seed`, scored by `metric` on `split`; `task` is the task's label."""
+    """A recipe to run for `label` at `rate` with `seed`, scored by `metric` on `split`; `task` is the task's label.
+
+    `known` is what a file says of it; then it is not run, and has no folder.
+    """
 
     task: str
     label: str
@@ -29,6 +33,7 @@ class Trial:
     split: str
     metric: str
     recipe: Recipe
+    known: Known | None = None
 
     @property
     def path(self) -> Path:
@@ -40,6 +45,8 @@ class Trial:
 
     def finished(self) -> bool:
         """Whether the run has ended well; raise `UserError` if what lies there was run with other settings."""
+        if self.known is not None:
+            return True
         if not records.is_finished(self.path):
             return False
         if not is_stored(self.recipe, self.path / records.RECIPE):
@@ -50,6 +57,8 @@ class Trial:
 
     def outcome(self) -> Outcome:
         """What the run found; a failed one has an error instead of a value."""
+        if self.known is not None:
+            return Outcome(self.known.value, None, {"train_info": self.known.train_info})
         path = self.path / records.RESULT
         if not path.is_file():
             return Outcome(None, "did not run", {})
@@ -63,8 +72,10 @@ class Trial:
             raise UserError(f"metric={self.metric}: {self.task} does not report it; choose from {', '.join(known)}")
         return Outcome(last[name], None, result)
 
-    def correct(self) -> list[list[bool]] | None:
+    def correct(self) -> Correct | None:
         """Per test set and example, in the data's order, whether the prediction was correct; None where the task does not say."""
+        if self.known is not None:
+            return self.known.correct
         file = self.path / records.PREDICTIONS
         files = [file] if file.is_file() else sorted(self.path.glob(f"{records.TESTS}/*/{records.PREDICTIONS}"))
         found = []

@@ -123,7 +123,7 @@ def curves(task: dict[str, Any], folder: Path, path: Path) -> Picture | None:
     axes = figure.subplots()
     said = []
     for index, row in enumerate(task["rows"]):
-        if row["mean"] is None:
+        if row["mean"] is None or row["test"][0]["run"] is None:  # known from a file, which has no curve
             continue
         steps, losses = series(
             records.read_json(folder / row["test"][0]["run"] / records.RESULT)["train_info"]["metrics"], "train loss"
@@ -148,7 +148,8 @@ def experts(task: dict[str, Any], folder: Path, path: Path) -> Picture | None:
     """Share of test tokens per layer and expert, one heat map per mixture; None if no method routes."""
     found = []
     for row in task["rows"]:
-        file = folder / row["test"][0]["run"] / records.EXPERT_USAGE if row["mean"] is not None else None
+        run = row["test"][0]["run"] if row["mean"] is not None else None
+        file = folder / run / records.EXPERT_USAGE if run is not None else None
         usage = records.read_json(file).get(task["split"]) if file is not None and file.is_file() else None
         if usage and len(usage[0]["share"]) > 1:
             found.append((row["label"], usage))
