@@ -11,6 +11,7 @@ import yaml
 
 from goat_peft import demo, recipes
 from goat_peft.cli import main
+from goat_peft.errors import UserError
 from goat_peft.reporting.tables import interval
 from goat_peft.tasks import bind
 
@@ -39,6 +40,12 @@ def test_learning_rates_are_those_the_sweep_chose() -> None:
     assert sweep["run_info"]["train_config"]["evaluation"]["split"] == "validation"
     for method, rows in tried.items():
         assert max(rows, key=lambda r: r["validation_accuracy"])["learning_rate"] == sweep["chosen"][method]
+
+
+@pytest.mark.parametrize("override", ["evaluation.untrained=false", "method=dora", "name=mine", "output_dir=x"])
+def test_what_the_demo_sets_itself_is_refused(override: str) -> None:
+    with pytest.raises(UserError, match=f"^{override}: the demo sets .* itself .*leave it out$"):
+        demo.recipe_for("goat", Path("x"), [override])
 
 
 @needs_packages

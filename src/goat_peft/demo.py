@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from . import records
+from .errors import UserError
 from .recipes import Recipe, load
 from .reporting.demo import picture
 from .reporting.tables import interval
 from .training import Run, train
 
 METHODS = ("goat", "lora", "full")
+# What the demo sets in its recipes, and why it cannot be given.
+_SET = {
+    "method": "it runs goat, lora and full",
+    "name": "it names its three runs itself",
+    "output_dir": "give --output",
+    "evaluation.untrained": "it scores the untrained model once, with its first run",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,14 @@ class Demo:
 
 
 def recipe_for(method: str, output: Path, overrides: list[str], source: str = "demo-reviews") -> Recipe:
-    """Return the demo's recipe for one method: the same data, epochs and batches for all, its own learning rate."""
+    """Return the demo's recipe for one method: the same data, epochs and batches for all, its own learning rate.
+
+    Raises `UserError` for an override of what the demo sets itself.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in _SET:
+            raise UserError(f"{override}: the demo sets {key} itself ({_SET[key]}); leave it out")
     settings = [] if load(source).method.name == method else [f"method={method}"]
     return load(source, [*settings, *overrides, f"name=demo-{method}", f"output_dir={output / method}"])
 
@@ -53,8 +68,9 @@ def run(output: Path, overrides: list[str], tell: Callable[[Row], None], source:
     rows: list[Row] = []
     runs: list[Run] = []
     for method in METHODS:
-        once = [f"evaluation.untrained={'false' if rows else 'true'}"]
-        runs.append(train(recipe_for(method, output, [*overrides, *once], source), overwrite=True))
+        recipe = recipe_for(method, output, overrides, source)
+        scored = recipe.evaluation.model_copy(update={"untrained": not rows})
+        runs.append(train(recipe.model_copy(update={"evaluation": scored}), overwrite=True))
         rows.append(read_row(method, runs[-1].result, rows[0].untrained if rows else None))
         tell(rows[-1])
     stored = records.read_json(runs[0].path / records.EXPERT_USAGE)
