@@ -25,8 +25,8 @@ _LEVEL = 0.975  # of a 95 % interval's upper end
 
 
 def freedom(summary: Summary) -> float:
-    """Degrees of freedom that an interval's variance still needs: those of the only task; of an average none are left to count."""
-    return float(summary.tasks[0]["freedom"]) if len(summary.tasks) == 1 else math.inf
+    """Degrees of freedom that an interval's variance still needs: those of the only task (one seed has none); of an average none are left to count."""
+    return float(summary.tasks[0].get("freedom") or math.inf) if len(summary.tasks) == 1 else math.inf
 
 
 def joined(gaps: list[dict[str, Any]], tasks: list[int], freedoms: list[float]) -> dict[str, float]:
@@ -53,6 +53,12 @@ def combine(one: Summary, two: Summary) -> dict[str, Any]:
             raise ValueError(f"{key} differs between {one.path} and {two.path}")
     if {task["name"] for task in one.tasks} & {task["name"] for task in two.tasks}:
         raise ValueError(f"{one.path} and {two.path} share a task")
+    for file in (one, two):
+        lacking = [label for label in one.labels if label not in file.overall or file.overall[label]["mean"] is None]
+        if lacking:
+            raise ValueError(f"{file.path}: {lacking[0]} has no average")
+        if any(gap["low"] is None for row in file.overall.values() for gap in row["against"].values()):
+            raise ValueError(f"{file.path}: its differences have no intervals")
     counts, freedoms = [len(one.tasks), len(two.tasks)], [freedom(one), freedom(two)]
     tasks = [*one.tasks, *two.tasks]
     overall = []
@@ -73,7 +79,8 @@ def combine(one: Summary, two: Summary) -> dict[str, Any]:
             }
         )
     first, second = one.data["run_info"], two.data["run_info"]
-    places = first["ran_on"] + [place for place in second["ran_on"] if place not in first["ran_on"]]
+    places = list(first.get("ran_on", []))
+    places += [place for place in second.get("ran_on", []) if place not in places]
     plan = plans[0] | {"recipes": plans[0]["recipes"] + plans[1]["recipes"]}
     return {
         "run_info": {
@@ -98,6 +105,8 @@ def _rank(task: dict[str, Any], label: str) -> float:
 
 
 def main() -> None:
+    if len(sys.argv) != 4:
+        sys.exit(__doc__.splitlines()[0] if __doc__ else "")
     first, second, out = map(Path, sys.argv[1:])
     records.write_json(out, combine(read_summary(first), read_summary(second)))
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from goat_peft.compare.answers import Answers
 from goat_peft.compare.measured import Measured, measure
+from goat_peft.errors import UserError
 
 
 @dataclass
@@ -17,12 +19,16 @@ class Run:
 
     value: float | None
     right: list[list[bool]] | None = None
+    rows: str = "these"
+    task = "reviews"
+    known = None
+    path = "runs/here"
 
     def outcome(self) -> Any:
         return self
 
-    def correct(self) -> list[list[bool]] | None:
-        return self.right
+    def answers(self) -> list[Answers] | None:
+        return None if self.right is None else [Answers(self.rows, block) for block in self.right]
 
 
 def measured(runs: dict[str, list[Run]]) -> Measured:
@@ -41,7 +47,14 @@ def test_a_share_of_right_rows_is_redrawn_by_row_and_another_figure_by_seed() ->
         [0.8 - 0.2 * 2**0.5, 0.8, 0.8 + 0.2 * 2**0.5]
     )
     assert measured({**shares, "c": [Run(0.5), Run(0.5)]}).over == "seeds"  # one that does not say
-    assert measured({**shares, "c": [Run(0.5, [[True, False]])] * 2}).over == "seeds"  # other rows
+
+
+@pytest.mark.parametrize("other", [Run(0.5, [[True, False]], "others"), Run(1.0, [[True]]), Run(1.0, [[True] * 2] * 2)])
+def test_runs_on_other_rows_are_not_paired(other: Run) -> None:
+    with pytest.raises(
+        UserError, match="^recipes=reviews: .*in runs/here.* was scored on other rows than .*the data has"
+    ):
+        measured({"a": [Run(0.5, [[True, False]])], "b": [other]})
 
 
 def test_an_average_of_tests_weighs_each_test_alike() -> None:

@@ -195,6 +195,13 @@ def test_a_caption_says_how_intervals_were_made(
     assert said in table(read_summary(stored(data, tmp_path / "mine.json"))).splitlines()[0]
 
 
+def test_a_caption_names_the_files_that_were_put_together(tmp_path: Path) -> None:
+    data = made_up()
+    data["run_info"]["combined"] = [{"file": "one.json"}, {"file": "two.json"}]
+    caption = table(read_summary(stored(data, tmp_path / "mine.json"))).splitlines()[0]
+    assert "intervals (variances of one.json and two.json added, each of a paired bootstrap" in caption
+
+
 def test_development_on_validation_rows_says_so_and_so_does_one_rate(tmp_path: Path) -> None:
     data = made_up()
     for task in data["tasks"]:

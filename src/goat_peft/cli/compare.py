@@ -26,7 +26,7 @@ def compare(
     ] = None,
     known: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="a comparison.json whose runs are not run again; may be given several times"),
+        typer.Option(metavar="FILE", help="a comparison.json whose runs are not run again; give it once for each file"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say how many runs there are, and run none")] = False,
 ) -> None:
@@ -38,8 +38,7 @@ def compare(
     folder = output or Path(f"runs/compare-{checked.name}")
     archive = job.read_known(known or [])
     if dry_run:
-        title = " or ".join([f"runs finished in {folder}", *(f"known from {file}" for file in known or [])])
-        console.print(_outlook(job.outlook(checked, folder, archive), title))
+        console.print(_outlook(job.outlook(checked, folder, archive), str(folder)))
         return
     place = ["--output", str(output)] if output else []
     place += [word for file in known or [] for word in ("--known", str(file))]
@@ -74,14 +73,23 @@ def compare(
         raise typer.Exit(1)
 
 
-def _outlook(tasks: list[Any], title: str) -> Table:
+def _outlook(tasks: list[Any], folder: str) -> Table:
     """Build the table of runs, finished and all, with their sums."""
-    table = Table("task", "methods", "on validation, to choose rates", "on test", title=title)
+    known = any(task.known for task in tasks)
+    heads = [
+        "task",
+        "methods",
+        "on validation, to choose rates",
+        "on test",
+        *(["of these known from files"] if known else []),
+    ]
+    table = Table(*heads, title=f"runs finished in {folder}{' or known' if known else ''}")
     for task in tasks:
-        table.add_row(task.task, str(task.methods), f"{task.tuned} of {task.tuning}", f"{task.scored} of {task.final}")
+        cells = [task.task, str(task.methods), f"{task.tuned} of {task.tuning}", f"{task.scored} of {task.final}"]
+        table.add_row(*cells, *([str(task.known)] if known else []))
     table.add_section()
     done, runs = sum(task.tuned + task.scored for task in tasks), sum(task.tuning + task.final for task in tasks)
-    table.add_row("all", "", "", f"{done} of {runs} runs")
+    table.add_row("all", "", "", f"{done} of {runs} runs", *([str(sum(task.known for task in tasks))] if known else []))
     return table
 
 

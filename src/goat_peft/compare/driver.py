@@ -16,12 +16,13 @@ from ..recipes.registry import PLUGINS
 from ..recipes.schema import METHODS, Data
 from ..tasks import load_splits
 from ..training import record
-from .known import Archive, identity, packed
+from .answers import packed
+from .known import Archive, identity, read_own
 from .measured import Measured, measure, ran_on
 from .plan import MethodPlan, Plan, TaskPlan
 from .pool import Tell, run_all
 from .statistics import Difference, average, ranks, spread
-from .trials import Outcome, Trial
+from .trials import Trial
 
 Cell = tuple[str, str]  # labels of a task and of a method
 Trials = dict[Cell, list[Trial]]
@@ -43,15 +44,19 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell, known: Archive |
 
     Raises `UserError` for a recipe, metric or folder that cannot work, and for a baseline of which no run ended well.
     """
-    runs = _Runs(output, known or {})
+    runs = _Runs(output, read_own(output) | (known or {}))
     cells = [(task, method) for task in plan.recipes for method in plan.methods_of(task)]
     tuning = {_key(task, method): _tuning(plan, task, method, runs) for task, method in cells}
+    first = {_key(task, method): _first(plan, task, method, tuning[_key(task, method)], runs) for task, method in cells}
     if plan.parallel > 1:
-        for task, method in cells:
-            _check_workers_know(_any_trial(plan, task, method, tuning[_key(task, method)], runs).recipe)
+        for trials in first.values():
+            _check_workers_know(trials[0].recipe)
     for task in plan.recipes:
-        _check_data(
-            [_any_trial(plan, task, method, tuning[_key(task, method)], runs) for method in plan.methods_of(task)]
+        _check_data([trial for method in plan.methods_of(task) for trial in first[_key(task, method)]])
+    certain = [trial for trials in first.values() for trial in trials]
+    if known and not any(identity(trial.metric, trial.recipe) in known for trial in certain):
+        raise UserError(
+            f"known: none of its {len(known)} runs is in this plan, which needs the same figure and the same value of every setting but the folder; leave it out, or change the plan"
         )
     run_all([trial for trials in tuning.values() for trial in trials], plan.parallel, tell)
     chosen = {
@@ -67,7 +72,6 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell, known: Archive |
         for task in plan.recipes
     ]
     tasks = [_task(plan, task, tuning, scored, own, runs) for task, own in zip(plan.recipes, measured, strict=True)]
-    first = next(trial for trials in [*tuning.values(), *final.values()] for trial in trials)
     summary = {
         "run_info": {
             "created_at": record.now(),
@@ -77,15 +81,15 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell, known: Archive |
         },
         "tasks": tasks,
         "overall": _overall(plan, tasks, measured),
-        "meta_info": record.meta_info(first.recipe),
+        "meta_info": record.meta_info(certain[0].recipe),
     }
     records.write_json(output / records.COMPARISON, summary)
     return summary
 
 
-def _any_trial(plan: Plan, task: TaskPlan, method: MethodPlan, tuning: list[Trial], runs: _Runs) -> Trial:
-    """One of a cell's runs, the first; all of them have the same method and task."""
-    return (tuning or _final(plan, task, method, plan.rates(task, method)[0], runs))[0]
+def _first(plan: Plan, task: TaskPlan, method: MethodPlan, tuning: list[Trial], runs: _Runs) -> list[Trial]:
+    """A cell's runs that are certain before any has ended: those that choose its rate, or are scored at the only one."""
+    return tuning or _final(plan, task, method, plan.rates(task, method)[0], runs)
 
 
 def _check_data(trials: list[Trial]) -> None:
@@ -112,7 +116,7 @@ def _check_workers_know(recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Outlook:
-    """How many runs a task needs to choose learning rates and to score the choice, and how many of them are finished."""
+    """How many runs a task needs to choose learning rates and to score the choice, how many of them are finished, and how many of those known from files."""
 
     task: str
     methods: int
@@ -120,27 +124,30 @@ class Outlook:
     tuned: int
     final: int
     scored: int
+    known: int
 
 
 def outlook(plan: Plan, output: Path, known: Archive | None = None) -> list[Outlook]:
     """What `compare` would run, task by task, without running it; raises `UserError` for the recipes and folders that it would refuse at the start."""
-    place = _Runs(output, known or {})
+    runs = _Runs(output, read_own(output) | (known or {}))
     found = []
     for task in plan.recipes:
         methods = plan.methods_of(task)
-        tuning = [_tuning(plan, task, method, place) for method in methods]
+        tuning = [_tuning(plan, task, method, runs) for method in methods]
         if plan.parallel > 1:
             for method, trials in zip(methods, tuning, strict=True):
-                _check_workers_know(_any_trial(plan, task, method, trials, place).recipe)
-        tuned = [[trial.finished() for trial in trials] for trials in tuning]
-        scored = [
-            trial.finished()
+                _check_workers_know(_first(plan, task, method, trials, runs)[0].recipe)
+        tried = [trial for trials in tuning for trial in trials]
+        final = [
+            trial
             for method, trials in zip(methods, tuning, strict=True)
             if all(trial.outcome().result for trial in trials)  # ended, well or not; else the rate is not chosen yet
-            for trial in _final(plan, task, method, choose(trials, plan.rates(task, method)), place)
+            for trial in _final(plan, task, method, choose(trials, plan.rates(task, method)), runs)
         ]
-        runs = len(methods) * len(task.seeds or [])
-        found.append(Outlook(task.label, len(methods), sum(map(len, tuned)), sum(map(sum, tuned)), runs, sum(scored)))
+        tuned, scored = sum(trial.finished() for trial in tried), sum(trial.finished() for trial in final)
+        from_files = sum(trial.known is not None for trial in [*tried, *final])
+        needed = len(methods) * len(task.seeds or [])
+        found.append(Outlook(task.label, len(methods), len(tried), tuned, needed, scored, from_files))
     return found
 
 
@@ -190,9 +197,9 @@ def _task(
     rows = []
     for method in plan.methods_of(task):
         key = _key(task, method)
-        known = method.label != plan.baseline and {method.label, plan.baseline} <= set(measured.scores.labels)
-        gap = _difference(measured.scores.difference(method.label, plan.baseline)) if known else _nothing()
-        own = gap | {"paired_over": measured.over if known else None}
+        paired = method.label != plan.baseline and {method.label, plan.baseline} <= set(measured.scores.labels)
+        gap = _difference(measured.scores.difference(method.label, plan.baseline)) if paired else _nothing()
+        own = gap | {"paired_over": measured.over if paired else None}
         rows.append(_row(method, tuning[key], scored[key], runs) | own)
     for row, rank in zip(rows, ranks([row["mean"] for row in rows]), strict=True):
         row["rank"] = rank
@@ -207,7 +214,6 @@ def _row(method: MethodPlan, tuning: list[Trial], scored: list[Trial], runs: _Ru
     values = [outcome.value for _, outcome in outcomes if outcome.value is not None]
     whole = bool(outcomes) and len(values) == len(outcomes)
     infos = [outcome.result["train_info"] for _, outcome in outcomes if outcome.value is not None]
-    sweep = [(trial, trial.outcome()) for trial in tuning]
     return {
         "label": method.label,
         "method": method.name,
@@ -215,11 +221,8 @@ def _row(method: MethodPlan, tuning: list[Trial], scored: list[Trial], runs: _Ru
         "source": found.source,
         "options": scored[0].recipe.method.model_dump(mode="json") if scored else method.options,
         "learning_rate": scored[0].rate if scored else None,
-        "sweep": [
-            {"learning_rate": t.rate, "seed": t.seed, "value": o.value, "error": o.error, "run": _relative(t, runs)}
-            for t, o in sweep
-        ],
-        "test": [_ranked(trial, outcome, runs) for trial, outcome in outcomes],
+        "sweep": [{"learning_rate": trial.rate} | _run(trial, runs) for trial in tuning],
+        "test": [_run(trial, runs) for trial in scored],
         "mean": float(np.mean(values)) if whole else None,
         "sd": spread(values) if whole else None,
         "parameters": infos[0]["num_trainable_params"] if infos else None,
@@ -229,23 +232,25 @@ def _row(method: MethodPlan, tuning: list[Trial], scored: list[Trial], runs: _Ru
     }
 
 
-def _ranked(trial: Trial, outcome: Outcome, runs: _Runs) -> dict[str, Any]:
-    """A run that ranks, with all that its difference to another's is made of, so that `known.read_known` has it back."""
-    info = outcome.result["train_info"] if outcome.value is not None else {}
-    return {
-        "seed": trial.seed,
-        "value": outcome.value,
-        "error": outcome.error,
-        "run": _relative(trial, runs),
-        "train_time": info.get("train_time"),
-        "memory": info.get("accelerator_memory_max"),
-        "correct": packed(trial.correct()) if outcome.value is not None else None,
+def _run(trial: Trial, runs: _Runs) -> dict[str, Any]:
+    """One run, with all that a comparison needs of it, so that `known.read_known` has it back; a failed one has its error alone."""
+    outcome = trial.outcome()
+    found = {"seed": trial.seed, "value": outcome.value, "error": outcome.error}
+    # Where it lies: in this comparison's folder, or in a file.
+    folder = trial.path.relative_to(runs.output).as_posix() if trial.known is None else None
+    found |= {"run": folder, "file": None if trial.known is None else trial.known.file}
+    if outcome.value is None:
+        return found
+    info = {name: outcome.result["train_info"][name] for name in _INFO}
+    return found | {
+        "settings": identity(trial.metric, trial.recipe),
+        "info": info,
+        "answers": packed(trial.answers()),
     }
 
 
-def _relative(trial: Trial, runs: _Runs) -> str | None:
-    """The run's folder in that of the comparison; None for one known from a file."""
-    return None if trial.known is not None else trial.path.relative_to(runs.output).as_posix()
+# What a result says of a run's size and cost: parameters, seconds, bytes.
+_INFO = ("num_trainable_params", "num_total_params", "train_time", "accelerator_memory_max")
 
 
 def _nothing() -> dict[str, Any]:

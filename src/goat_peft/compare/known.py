@@ -1,115 +1,103 @@
-"""Runs that a `comparison.json` holds, so that their folders are not needed: what each found, and which of its answers were right."""
+"""Runs that a `comparison.json` holds, so that their folders are not needed: what each found and cost, and which of its answers were right."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from ..errors import UserError, first_line
+from .. import records
+from ..errors import UserError
 from ..recipes import Recipe
 from ..reporting.summary import Summary, read_summary
-from .plan import MethodPlan, Plan, TaskPlan
-
-Correct = list[list[bool]]  # by test set and row, in the data's order
+from ..training import digests
+from .answers import Answers, unpacked
 
 
 @dataclass(frozen=True)
 class Known:
-    """One run that ended well.
-
-    `correct` is None where the file does not say it by row, as files of before; `places` are the accelerators and versions of all runs of the file.
-    """
+    """One run that ended well. `info` is what its result says of size and cost; `places` are the devices and versions of all runs of its file."""
 
     value: float
-    correct: Correct | None
-    train_info: dict[str, Any]
+    info: dict[str, Any]
+    answers: list[Answers] | None
     places: list[dict[str, str | None]]
+    file: str
 
 
-Archive = dict[tuple[str, str], Known]  # by metric and recipe
+Archive = dict[str, Known]  # by `identity`
 
 
-def identity(metric: str, recipe: Recipe) -> tuple[str, str]:
-    """What makes two runs the same: their figure and every setting but the folder."""
-    return metric, recipe.model_copy(update={"output_dir": None}).model_dump_json()
+def identity(metric: str, recipe: Recipe) -> str:
+    """Digest of what makes two runs the same: the figure that counts, and every setting of the recipe but its folder."""
+    return digests.of_value([metric, recipe.model_copy(update={"output_dir": None}).model_dump(mode="json")])
 
 
 def read_known(files: list[Path]) -> Archive:
-    """The runs of comparisons, the last file's where several hold the same one.
+    """The runs of comparisons, given as files or as folders that hold one; of a run in several files the one that has its answers.
 
     Raises:
-        UserError: a file that is no comparison, does not agree with itself, or whose plan or recipes this version does not know.
+        UserError: a file that is no comparison, does not agree with itself, is older than the runs' `settings`, or gives a run another figure than
+            a file before it.
     """
     found: Archive = {}
-    for path in files:
-        summary = read_summary(path)
+    for given in files:
+        path = given / records.COMPARISON if given.is_dir() else given
         try:
-            found |= dict(_runs(summary, Plan.model_validate(summary.plan)))
-        except (UserError, ValidationError, ValueError) as error:
-            raise UserError(
-                f"known={path}: its runs cannot be read again ({first_line(error)}); leave it out"
-            ) from None
+            summary = read_summary(path)
+        except UserError as error:
+            raise UserError(f"known={path}: {str(error).removeprefix(f'file={path}: ')}") from None
+        runs = dict(_runs(summary))
+        if not runs:
+            raise UserError(f"known={path}: none of its runs says its settings, as files of before; leave it out")
+        for name, run in runs.items():
+            before = found.get(name)
+            if before is not None and before.value != run.value:
+                raise UserError(
+                    f"known={path}: gives {run.value} for a run of which {before.file} says {before.value}; give one of the two"
+                )
+            if before is None or before.answers is None:
+                found[name] = run
     return found
 
 
-def _runs(summary: Summary, plan: Plan) -> Iterator[tuple[tuple[str, str], Known]]:
-    """Every run of a file that ended well: those that chose a rate, then those that rank, which know more."""
+def read_own(output: Path) -> Archive:
+    """Runs that the comparison in this folder knew from files when it was last summed up; none where there is none, or a damaged one."""
+    path = output / records.COMPARISON
+    try:
+        return {name: run for name, run in _runs(read_summary(path)) if run.file != str(path)}
+    except UserError:
+        return {}
+
+
+def _runs(summary: Summary) -> Iterator[tuple[str, Known]]:
+    """Every run of a file that ended well and says its settings; raise `UserError` for answers that are damaged or do not give the run's figure."""
     places = summary.data["run_info"].get("ran_on", [])
-    for task in plan.recipes:
-        for method in plan.methods_of(task):
-            row = summary.rows.get((task.label, method.label))
-            if row is None:
-                continue
-            for trial in row["sweep"]:
-                if trial["value"] is not None:
-                    name = _name(plan, task, method, trial["learning_rate"], trial["seed"], "validation")
-                    yield name, Known(trial["value"], None, {}, places)
-            split = "test" if task.seeds else "validation"
-            for trial in row["test"]:
-                if trial["value"] is not None:
-                    name = _name(plan, task, method, row["learning_rate"], trial["seed"], split)
-                    yield name, Known(trial["value"], unpacked(trial.get("correct")), _costs(row, trial), places)
+    for task in summary.tasks:
+        shares = any("examples" in (row.get("paired_over") or "") for row in task["rows"])
+        for row in task["rows"]:
+            for run in [*row["sweep"], *row["test"]]:
+                if run["value"] is None or run.get("settings") is None or run.get("info") is None:
+                    continue
+                try:
+                    answers = unpacked(run.get("answers"))
+                    if shares and run in row["test"]:
+                        _check(run["value"], answers)
+                except ValueError as error:
+                    raise UserError(
+                        f"known={summary.path}: {row['label']} on {task['name']}, seed {run['seed']}: {error}; give the file as `goat compare` wrote it"
+                    ) from None
+                file = run.get("file") or str(summary.path)
+                yield run["settings"], Known(run["value"], run["info"], answers, places, file)
 
 
-def _name(plan: Plan, task: TaskPlan, method: MethodPlan, rate: float, seed: int, split: str) -> tuple[str, str]:
-    metric = task.metric if split == "test" else task.tuning_metric
-    return identity(metric, plan.recipe(task, method, rate, seed, split, Path()))
-
-
-def _costs(row: dict[str, Any], trial: dict[str, Any]) -> dict[str, Any]:
-    """What a result says of a run's size and cost; files of before have time and memory of a method's runs together."""
-    return {
-        "num_trainable_params": row["parameters"],
-        "num_total_params": row["all_parameters"],
-        "train_time": trial.get("train_time", row["train_time"]),
-        "accelerator_memory_max": trial.get("memory", row["memory"]),
-    }
-
-
-def packed(correct: Correct | None) -> list[dict[str, Any]] | None:
-    """Right and wrong answers as JSON, a bit each: for each test set its `rows`, and in base64 which are `right`, eight to a byte from the highest bit on."""
-    if correct is None:
-        return None
-    return [
-        {"rows": len(block), "right": base64.b64encode(np.packbits(np.array(block, dtype=bool)).tobytes()).decode()}
-        for block in correct
-    ]
-
-
-def unpacked(blocks: list[dict[str, Any]] | None) -> Correct | None:
-    """What `packed` was given; raise `ValueError` for blocks that are damaged."""
-    if blocks is None:
-        return None
-    found = []
-    for block in blocks:
-        data = np.frombuffer(base64.b64decode(block["right"], validate=True), dtype=np.uint8)
-        if len(data) != -(-block["rows"] // 8):
-            raise ValueError(f"correct: {len(data)} bytes do not hold {block['rows']} rows")
-        found.append(np.unpackbits(data, count=block["rows"]).astype(bool).tolist())
-    return found
+def _check(value: float, answers: list[Answers] | None) -> None:
+    """Raise `ValueError` where a figure that is a share of right rows is not that of the answers beside it."""
+    if not answers or not all(block.right for block in answers):
+        raise ValueError("answers: are not there")
+    share = float(np.mean([np.mean(block.right) for block in answers]))
+    if abs(share - value) > 1e-6:
+        raise ValueError(f"answers: {share:.4f} of them are right, and value is {value:.4f}")

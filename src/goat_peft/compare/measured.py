@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
+from ..errors import UserError
+from .answers import Answers
 from .statistics import Floats, Resampled, nothing, resample
 from .trials import Trial
 
@@ -35,18 +38,31 @@ def measure(trials: dict[str, list[Trial]], generator: np.random.Generator) -> M
 
 
 def _examples(runs: list[list[Trial]], values: Floats) -> list[Floats] | None:
-    """One (methods, seeds, examples) of zeros and ones for each test set, or None where these are not what `values` (methods, seeds) is made of."""
-    correct = [[trial.correct() for trial in row] for row in runs]
-    if any(found is None for row in correct for found in row):
+    """One (methods, seeds, examples) of zeros and ones for each test set, or None where these are not what `values` (methods, seeds) is made of.
+
+    Raises `UserError` for runs that were scored on different rows: a row of one has no partner in the other.
+    """
+    answers = [[trial.answers() for trial in row] for row in runs]
+    if any(found is None for row in answers for found in row):
         return None
-    shapes = {tuple(len(block) for block in found) for row in correct for found in row if found is not None}
-    if len(shapes) != 1:
-        return None
+    _check_rows(runs, answers)
     blocks = [
-        np.array([[found[place] for found in row if found is not None] for row in correct], dtype=np.float64)
-        for place in range(len(next(iter(shapes))))
+        np.array([[found[place].right for found in row if found is not None] for row in answers], dtype=np.float64)
+        for place in range(len(answers[0][0] or []))
     ]
     return blocks if np.allclose(np.mean([block.mean(2) for block in blocks], axis=0), values, atol=1e-6) else None
+
+
+def _check_rows(runs: list[list[Trial]], answers: list[list[list[Answers] | None]]) -> None:
+    scored: dict[tuple[tuple[str, int], ...], Trial] = {}
+    for trial, found in zip(chain(*runs), chain(*answers), strict=True):
+        scored.setdefault(tuple((block.rows, len(block.right)) for block in found or []), trial)
+    if len(scored) > 1:
+        first, other = list(scored.values())[:2]
+        where = f"known from {other.known.file}" if other.known is not None else f"in {other.path}"
+        raise UserError(
+            f"recipes={other.task}: {other} ({where}) was scored on other rows than {first}; the data has changed between them: remove the older run's folder, or leave out the file it is known from"
+        )
 
 
 def ran_on(trials: list[Trial]) -> list[dict[str, str | None]]:
@@ -61,4 +77,7 @@ def _places(trial: Trial) -> list[dict[str, str | None]]:
     if trial.known is not None:
         return trial.known.places
     meta = trial.outcome().result.get("meta_info")
-    return [] if meta is None else [{"accelerator": meta["system_info"]["accelerator"], **meta["package_info"]}]
+    if meta is None:
+        return []
+    system = {name: meta["system_info"][name] for name in ("accelerator", "processor")}
+    return [system | meta["package_info"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from .. import records
 from ..errors import UserError, first_line
 from ..recipes import Recipe, is_stored
 from ..training import Interrupted, record, train
-from .known import Correct, Known
+from .answers import Answers, read_answers
+from .known import Known
 
 _NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "cannot allocate memory")
 
@@ -58,7 +58,7 @@ class Trial:
     def outcome(self) -> Outcome:
         """What the run found; a failed one has an error instead of a value."""
         if self.known is not None:
-            return Outcome(self.known.value, None, {"train_info": self.known.train_info})
+            return Outcome(self.known.value, None, {"train_info": self.known.info})
         path = self.path / records.RESULT
         if not path.is_file():
             return Outcome(None, "did not run", {})
@@ -72,20 +72,9 @@ class Trial:
             raise UserError(f"metric={self.metric}: {self.task} does not report it; choose from {', '.join(known)}")
         return Outcome(last[name], None, result)
 
-    def correct(self) -> Correct | None:
-        """Per test set and example, in the data's order, whether the prediction was correct; None where the task does not say."""
-        if self.known is not None:
-            return self.known.correct
-        file = self.path / records.PREDICTIONS
-        files = [file] if file.is_file() else sorted(self.path.glob(f"{records.TESTS}/*/{records.PREDICTIONS}"))
-        found = []
-        for place in files:
-            rows = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
-            # Several samples of one problem are no examples of their own.
-            if not rows or any("correct" not in row or row.get("sample") for row in rows):
-                return None
-            found.append([bool(row["correct"]) for row in rows])
-        return found or None
+    def answers(self) -> list[Answers] | None:
+        """Which answers to each test set were right; None where the task does not say."""
+        return read_answers(self.path) if self.known is None else self.known.answers
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def cost(task: dict[str, Any], path: Path) -> Picture:
         path,
         f"Cost, {task['name']}",
         f"{said}.",
-        "Times are this machine's, with whatever else it was doing; parameters include the task's head.",
+        "Times are those of the machines that ran, with whatever else they were doing; parameters include the task's head.",
     )
 
 
@@ -123,11 +123,10 @@ def curves(task: dict[str, Any], folder: Path, path: Path) -> Picture | None:
     axes = figure.subplots()
     said = []
     for index, row in enumerate(task["rows"]):
-        if row["mean"] is None or row["test"][0]["run"] is None:  # known from a file, which has no curve
+        run = _folder(row, folder)
+        if run is None:
             continue
-        steps, losses = series(
-            records.read_json(folder / row["test"][0]["run"] / records.RESULT)["train_info"]["metrics"], "train loss"
-        )
+        steps, losses = series(records.read_json(run / records.RESULT)["train_info"]["metrics"], "train loss")
         axes.plot(steps, losses, label=row["label"], markevery=max(1, len(steps) // 8), markersize=5, **look(index))
         if losses:
             said.append(f"{row['label']} {losses[-1]:.3f}")
@@ -140,7 +139,7 @@ def curves(task: dict[str, Any], folder: Path, path: Path) -> Picture | None:
         path,
         f"Training curves, {task['name']}",
         f"Last training losses: {', '.join(said)}.",
-        "First seed, at the chosen learning rate.",
+        "First seed, at the chosen learning rate; runs known from files have no curve.",
     )
 
 
@@ -148,8 +147,8 @@ def experts(task: dict[str, Any], folder: Path, path: Path) -> Picture | None:
     """Share of test tokens per layer and expert, one heat map per mixture; None if no method routes."""
     found = []
     for row in task["rows"]:
-        run = row["test"][0]["run"] if row["mean"] is not None else None
-        file = folder / run / records.EXPERT_USAGE if run is not None else None
+        run = _folder(row, folder)
+        file = run / records.EXPERT_USAGE if run is not None else None
         usage = records.read_json(file).get(task["split"]) if file is not None and file.is_file() else None
         if usage and len(usage[0]["share"]) > 1:
             found.append((row["label"], usage))
@@ -170,6 +169,12 @@ def experts(task: dict[str, Any], folder: Path, path: Path) -> Picture | None:
         f"Range of an expert's share of the routed test tokens: {said}.",
         "First seed; a row is a layer.",
     )
+
+
+def _folder(row: dict[str, Any], folder: Path) -> Path | None:
+    """Where a method's first final run lies that was made here; None where it has no figure, or all were known from files."""
+    runs = [trial["run"] for trial in row["test"] if trial["run"] is not None] if row["mean"] is not None else []
+    return folder / runs[0] if runs else None
 
 
 def _ranked(task: dict[str, Any]) -> list[dict[str, Any]]:

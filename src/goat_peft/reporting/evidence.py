@@ -150,7 +150,9 @@ def _intervals(summary: Summary) -> str:
     kinds = [kind for kind in _OVER if kind in over]
     parts = ["paired bootstrap" + (f" over {_OVER[kinds[0]]}" if kinds else "")]
     parts += [f"over {_OVER[kind]} on {', '.join(over[kind])}" for kind in kinds[1:]]
-    return f"with 95 % intervals ({', '.join(parts)}; {_widened(summary)})"
+    joined = " and ".join(part["file"] for part in summary.data["run_info"].get("combined", []))
+    added = f"variances of {joined} added, each of a " if joined else ""
+    return f"with 95 % intervals ({added}{', '.join(parts)}; {_widened(summary)})"
 
 
 _OVER = {"seeds and examples": "seeds and rows", "seeds": "seeds alone", "examples": "rows alone"}
@@ -249,7 +251,7 @@ def _origin(summary: Summary, place: Path | None) -> str:
 
 
 def _machine(found: dict[str, str | None], processor: str) -> str:
-    device = processor if found["accelerator"] == "cpu" else found["accelerator"]
+    device = (found.get("processor") or processor) if found["accelerator"] == "cpu" else found["accelerator"]
     own = found.get("goat-peft-version") or "from source"  # files of before have no version of a checkout
     commit, _, dirty = (found.get("goat-peft-commit-hash") or "").partition("-")
     at = f" at {commit[:9]}{' with changes' if dirty else ''}" if commit else ""

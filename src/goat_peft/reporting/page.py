@@ -175,7 +175,7 @@ def _origin(summary: dict[str, Any], folder: Path) -> Section:
         f'<pre tabindex="0">{escape(again)}</pre>',
         f"<p>Written {escape(info['created_at'])}. {escape(machine)}. {escape(versions)}.</p>",
         f'<details><summary>The plan</summary><pre tabindex="0">{plan}</pre></details>',
-        "<p>The same seeds on the same machine give the same numbers. Each run's folder holds its recipe and result.</p>",
+        "<p>The same seeds on the same machine give the same numbers. Each run's folder holds its recipe and result; runs known from files have none here.</p>",
     ]
     return "How to run it again", "".join(body)
 

@@ -23,13 +23,32 @@ class Gap(_Stored):
     high: float | None
 
 
+class Answers(_Stored):
+    rows: str
+    count: int = Field(ge=0)
+    right: str
+
+
+class Info(_Stored):
+    num_trainable_params: int
+    num_total_params: int
+    train_time: float
+    accelerator_memory_max: float
+
+
 class Tried(_Stored):
     value: float | None
     error: str | None
+    # Absent from files of before, and of runs that failed:
+    file: str | None = None
+    settings: str | None = None
+    info: Info | None = None
+    answers: list[Answers] | None = None
 
 
 class Swept(Tried):
     learning_rate: float
+    seed: int | None = None  # likewise
 
 
 class Run(Tried):
@@ -104,11 +123,16 @@ class Place(_Stored):
     __pydantic_extra__: dict[str, str | None]  # versions
 
 
+class Part(_Stored):
+    file: Label
+
+
 class RunInfo(_Stored):
     created_at: str
     command: str
     plan: Plan
     ran_on: list[Place] = []
+    combined: list[Part] = []  # the files that results/combine.py put together
 
 
 class System(_Stored):
