@@ -52,7 +52,7 @@ def test_a_share_of_right_rows_is_redrawn_by_row_and_another_figure_by_seed() ->
 @pytest.mark.parametrize("other", [Run(0.5, [[True, False]], "others"), Run(1.0, [[True]]), Run(1.0, [[True] * 2] * 2)])
 def test_runs_on_other_rows_are_not_paired(other: Run) -> None:
     with pytest.raises(
-        UserError, match="^recipes=reviews: .*in runs/here.* was scored on other rows than .*the data has"
+        UserError, match="^recipes=reviews: .*in runs/here.* was scored on other rows than .*the data, or"
     ):
         measured({"a": [Run(0.5, [[True, False]])], "b": [other]})
 

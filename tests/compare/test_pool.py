@@ -24,6 +24,7 @@ class Stub:
 
     says: str
     book: Path
+    known = None
 
     @property
     def recipe(self) -> Any:

@@ -36,7 +36,7 @@ def compare(
 
     checked = job.load_plan(plan, overrides or [])
     folder = output or Path(f"runs/compare-{checked.name}")
-    archive = job.read_known(known or [])
+    archive = job.read_known(known or [], say)
     if dry_run:
         console.print(_outlook(job.outlook(checked, folder, archive), str(folder)))
         return

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import records
+from ..errors import UserError, first_line
 from ..training import digests
 
 
@@ -23,16 +24,22 @@ class Answers:
 
 
 def read_answers(run: Path) -> list[Answers] | None:
-    """The answers of a finished run, a list entry for each test set; None where its task does not say which were right."""
+    """The answers of a finished run, a list entry for each test set; None where its task does not say which were right.
+
+    Raises `UserError` for a damaged file.
+    """
     file = run / records.PREDICTIONS
     files = [file] if file.is_file() else sorted(run.glob(f"{records.TESTS}/*/{records.PREDICTIONS}"))
     found = []
     for place in files:
-        lines = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise UserError(f"output={place}: is damaged ({first_line(error)}); remove its run folder {run}") from None
         # Several samples of one problem are no examples of their own.
         if not lines or any("correct" not in line or line.get("sample") for line in lines):
             return None
-        labels = [[line.get(name) for name in ("index", "label", "problem")] for line in lines]
+        labels = [[line.get(name) for name in ("index", "label", "problem", "name")] for line in lines]
         found.append(Answers(digests.of_value(labels), [bool(line["correct"]) for line in lines]))
     return found or None
 

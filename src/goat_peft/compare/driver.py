@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -17,8 +18,8 @@ from ..recipes.schema import METHODS, Data
 from ..tasks import load_splits
 from ..training import record
 from .answers import packed
-from .known import Archive, identity, read_own
-from .measured import Measured, measure, ran_on
+from .known import Archive, identity, merged, read_own
+from .measured import Measured, check_rows, measure, ran_on
 from .plan import MethodPlan, Plan, TaskPlan
 from .pool import Tell, run_all
 from .statistics import Difference, average, ranks, spread
@@ -44,7 +45,7 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell, known: Archive |
 
     Raises `UserError` for a recipe, metric or folder that cannot work, and for a baseline of which no run ended well.
     """
-    runs = _Runs(output, read_own(output) | (known or {}))
+    runs = _Runs(output, merged(known or {}, read_own(output)))
     cells = [(task, method) for task in plan.recipes for method in plan.methods_of(task)]
     tuning = {_key(task, method): _tuning(plan, task, method, runs) for task, method in cells}
     first = {_key(task, method): _first(plan, task, method, tuning[_key(task, method)], runs) for task, method in cells}
@@ -54,11 +55,13 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell, known: Archive |
     for task in plan.recipes:
         _check_data([trial for method in plan.methods_of(task) for trial in first[_key(task, method)]])
     certain = [trial for trials in first.values() for trial in trials]
-    if known and not any(identity(trial.metric, trial.recipe) in known for trial in certain):
+    if known and not _holds_any(known, certain) and not _holds_any(known, _possible(plan, cells, runs)):
         raise UserError(
             f"known: none of its {len(known)} runs is in this plan, which needs the same figure and the same value of every setting but the folder; leave it out, or change the plan"
         )
     run_all([trial for trials in tuning.values() for trial in trials], plan.parallel, tell)
+    for task in plan.recipes:
+        check_rows([tuning[_key(task, method)] for method in plan.methods_of(task)])
     chosen = {
         _key(task, method): choose(tuning[_key(task, method)], plan.rates(task, method)) for task, method in cells
     }
@@ -90,6 +93,17 @@ def compare(plan: Plan, output: Path, command: str, tell: Tell, known: Archive |
 def _first(plan: Plan, task: TaskPlan, method: MethodPlan, tuning: list[Trial], runs: _Runs) -> list[Trial]:
     """A cell's runs that are certain before any has ended: those that choose its rate, or are scored at the only one."""
     return tuning or _final(plan, task, method, plan.rates(task, method)[0], runs)
+
+
+def _possible(plan: Plan, cells: list[tuple[TaskPlan, MethodPlan]], runs: _Runs) -> Iterator[Trial]:
+    """Every run that may come to rank, whichever rates are chosen."""
+    for task, method in cells:
+        for rate in plan.rates(task, method):
+            yield from _final(plan, task, method, rate, runs)
+
+
+def _holds_any(known: Archive, trials: Iterable[Trial]) -> bool:
+    return any(identity(trial.metric, trial.recipe) in known for trial in trials)
 
 
 def _check_data(trials: list[Trial]) -> None:
@@ -129,7 +143,7 @@ class Outlook:
 
 def outlook(plan: Plan, output: Path, known: Archive | None = None) -> list[Outlook]:
     """What `compare` would run, task by task, without running it; raises `UserError` for the recipes and folders that it would refuse at the start."""
-    runs = _Runs(output, read_own(output) | (known or {}))
+    runs = _Runs(output, merged(known or {}, read_own(output)))
     found = []
     for task in plan.recipes:
         methods = plan.methods_of(task)

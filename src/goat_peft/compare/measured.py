@@ -8,7 +8,6 @@ from itertools import chain
 import numpy as np
 
 from ..errors import UserError
-from .answers import Answers
 from .statistics import Floats, Resampled, nothing, resample
 from .trials import Trial
 
@@ -45,7 +44,7 @@ def _examples(runs: list[list[Trial]], values: Floats) -> list[Floats] | None:
     answers = [[trial.answers() for trial in row] for row in runs]
     if any(found is None for row in answers for found in row):
         return None
-    _check_rows(runs, answers)
+    check_rows(runs)
     blocks = [
         np.array([[found[place].right for found in row if found is not None] for row in answers], dtype=np.float64)
         for place in range(len(answers[0][0] or []))
@@ -53,16 +52,29 @@ def _examples(runs: list[list[Trial]], values: Floats) -> list[Floats] | None:
     return blocks if np.allclose(np.mean([block.mean(2) for block in blocks], axis=0), values, atol=1e-6) else None
 
 
-def _check_rows(runs: list[list[Trial]], answers: list[list[list[Answers] | None]]) -> None:
-    scored: dict[tuple[tuple[str, int], ...], Trial] = {}
-    for trial, found in zip(chain(*runs), chain(*answers), strict=True):
-        scored.setdefault(tuple((block.rows, len(block.right)) for block in found or []), trial)
-    if len(scored) > 1:
-        first, other = list(scored.values())[:2]
-        where = f"known from {other.known.file}" if other.known is not None else f"in {other.path}"
-        raise UserError(
-            f"recipes={other.task}: {other} ({where}) was scored on other rows than {first}; the data has changed between them: remove the older run's folder, or leave out the file it is known from"
-        )
+def check_rows(runs: list[list[Trial]]) -> None:
+    """Raise `UserError` where two of a task's runs were scored on different rows; those that do not say their answers are passed over."""
+    first: Trial | None = None
+    for trial in chain(*runs):
+        rows = _rows(trial)
+        if rows is None:
+            continue
+        if first is None:
+            first, expected = trial, rows
+        elif rows != expected:
+            raise UserError(
+                f"recipes={trial.task}: {trial} ({_place(trial)}) was scored on other rows than {first} ({_place(first)}); the data, or what cuts it, differs: "
+                "remove the one that is out of date, a run by its folder, one known from a file by leaving that out and removing the comparison.json of this folder, which remembers it"
+            )
+
+
+def _rows(trial: Trial) -> list[tuple[str, int]] | None:
+    answers = trial.answers()
+    return None if answers is None else [(block.rows, len(block.right)) for block in answers]
+
+
+def _place(trial: Trial) -> str:
+    return f"known from {trial.known.file}" if trial.known is not None else f"in {trial.path}"
 
 
 def ran_on(trials: list[Trial]) -> list[dict[str, str | None]]:

@@ -78,6 +78,8 @@ def run_all(trials: list[Trial], parallel: int, tell: Tell) -> None:
     """
     pending = []
     for trial in trials:
+        if trial.known is not None:
+            continue
         if trial.finished():
             drop_weights(trial.path)  # it may have been stopped between its end and this
         else:
