@@ -27,6 +27,7 @@ class Run:
     def outcome(self) -> Any:
         return self
 
+    @property
     def answers(self) -> list[Answers] | None:
         return None if self.right is None else [Answers(self.rows, block) for block in self.right]
 

@@ -108,7 +108,8 @@ def _holds_any(known: Archive, trials: Iterable[Trial]) -> bool:
 
 def _check_data(trials: list[Trial]) -> None:
     """Read the data of a task of which something has not been run yet, so that a wrong path ends the comparison before its first run, not each of its runs."""
-    trial = next((trial for trial in trials if not trial.finished()), None)
+    pending = (trial for trial in trials if trial.known is None and not records.is_finished(trial.path))
+    trial = next(pending, None)
     data = getattr(trial.recipe.task, "data", None) if trial is not None else None
     if isinstance(data, Data):
         load_splits(data)
@@ -259,7 +260,7 @@ def _run(trial: Trial, runs: _Runs) -> dict[str, Any]:
     return found | {
         "settings": identity(trial.metric, trial.recipe),
         "info": info,
-        "answers": packed(trial.answers()),
+        "answers": packed(trial.answers),
     }
 
 

@@ -41,7 +41,7 @@ def _examples(runs: list[list[Trial]], values: Floats) -> list[Floats] | None:
 
     Raises `UserError` for runs that were scored on different rows: a row of one has no partner in the other.
     """
-    answers = [[trial.answers() for trial in row] for row in runs]
+    answers = [[trial.answers for trial in row] for row in runs]
     if any(found is None for row in answers for found in row):
         return None
     check_rows(runs)
@@ -69,8 +69,7 @@ def check_rows(runs: list[list[Trial]]) -> None:
 
 
 def _rows(trial: Trial) -> list[tuple[str, int]] | None:
-    answers = trial.answers()
-    return None if answers is None else [(block.rows, len(block.right)) for block in answers]
+    return None if trial.answers is None else [(block.rows, len(block.right)) for block in trial.answers]
 
 
 def _place(trial: Trial) -> str:

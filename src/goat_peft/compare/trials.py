@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,9 @@ class Trial:
             raise UserError(f"metric={self.metric}: {self.task} does not report it; choose from {', '.join(known)}")
         return Outcome(last[name], None, result)
 
+    @cached_property
     def answers(self) -> list[Answers] | None:
-        """Which answers to each test set were right; None where the task does not say."""
+        """Which answers of a run that has ended were right, by test set; None where the task does not say."""
         return read_answers(self.path) if self.known is None else self.known.answers
 
 
